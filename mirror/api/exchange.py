@@ -1,0 +1,85 @@
+"""One request and what is said of it: headers on every answer, the access line, the counts."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is noted of a request while it is answered.
+
+    request_id: the client's X-Request-Id if it is one, else ours. upstream: of the repository, "local" for none.
+    kind: "manifest", "tag", "blob" for the cache counts. cache: the value of Cache-Status (RFC 9211).
+    """
+
+    request: web.Request
+    started: float = field(default_factory=time.monotonic)
+    endpoint: str = "unknown"
+    kind: str | None = None
+    upstream: str | None = None
+    repository: str | None = None
+    reference: str | None = None
+    digest: str | None = None
+    cache: str | None = None
+    hit: bool | None = None
+    ns: str | None = None
+    sent: int = 0
+    failure: str | None = None
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        given = self.request.headers.get("X-Request-Id")
+        known = given is not None and _REQUEST_ID.fullmatch(given)
+        self.request_id = given if given and known else f"{random.getrandbits(64):016x}"
+
+    def mark(self, response: web.StreamResponse) -> None:
+        """Put what every answer carries into its headers. Before it is prepared."""
+        headers = response.headers
+        headers["X-Request-Id"] = self.request_id
+        headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        if self.ns is not None:
+            headers["OCI-Namespace"] = self.ns
+        if self.cache is not None:
+            headers["Cache-Status"] = self.cache
+
+    def line(self, status: int) -> dict[str, Any]:
+        """Return the fields of the access line."""
+        request = self.request
+        fields: dict[str, Any] = {
+            "request_id": self.request_id,
+            "client": request.remote,
+            "method": request.method,
+            "path": request.raw_path,
+            "status": status,
+            "bytes": self.sent,
+            "ms": round((time.monotonic() - self.started) * 1000, 1),
+        }
+        for name in ("upstream", "repository", "reference", "digest", "cache", "failure"):
+            value = getattr(self, name)
+            if value is not None:
+                fields[name] = value
+        agent = request.headers.get("User-Agent")
+        if agent:
+            fields["user_agent"] = agent[:200]
+        return fields
+
+
+def cache_status(*, hit: bool, follows: bool = False, detail: str | None = None, stored: bool = True) -> str:
+    """Return a Cache-Status of this cache (RFC 9211 section 2)."""
+    parts = ["mirror", "hit"] if hit else ["mirror", "fwd=uri-miss"]
+    if not hit and stored:
+        parts.append("stored")
+    if follows:
+        parts.append("collapsed")
+    if detail:
+        parts.append(f"detail={detail}")
+    return "; ".join(parts)

@@ -1,0 +1,387 @@
+"""What single settings look like in a file, and what they become: durations, sizes, addresses, names.
+
+Each function takes what YAML or Python code gave and returns the value, or raises what ``wrong`` makes: a
+message that says what is expected. A message never repeats a value that may hold a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationInfo
+from pydantic_core import PydanticCustomError
+
+Network = IPv4Network | IPv6Network
+
+MAX_BYTES = 2**63 - 1
+MAX_SECONDS = 100 * 365 * 86400.0
+"""A hundred years: anything longer is a mistake, and sums of times stay exact."""
+
+_DURATION = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*(ms|s|m|h|d)?", re.ASCII)
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]*)", re.ASCII | re.IGNORECASE)
+_BYTES = {"": 1, "b": 1} | {
+    f"{letter}{ending}": base**power
+    for power, letter in enumerate("kmgtp", start=1)
+    for ending, base in (("b", 1000), ("ib", 1024))
+}
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)|\[(?P<v6>[0-9a-fA-F:.]+(?:%[a-zA-Z0-9_.-]+)?)\]", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_GLOB_PART = re.compile(r"[a-z0-9._*-]+", re.ASCII)
+
+
+def wrong(message: str, suggestion: str = "") -> PydanticCustomError:
+    """Make the error of a value that cannot be used."""
+    return PydanticCustomError("setting", "{message}", {"message": message, "suggestion": suggestion})
+
+
+def kind(value: Any) -> str:
+    """Say what sort of value this is, never the value itself."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def text(value: Any) -> str:
+    """Check for text with something in it."""
+    if not isinstance(value, str):
+        quotes = "put it in quotes" if isinstance(value, (bool, int, float)) else ""
+        raise wrong(f"expected text, got {kind(value)}", quotes)
+    if not value.strip():
+        raise wrong("expected text, got an empty one")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Repeat a value in a message: short, on one line, and not if it may hold a password."""
+    if isinstance(value, str):
+        return json.dumps(value[:60], ensure_ascii=not value.isprintable()) if "@" not in value else "other text"
+    return str(value)[:60] if type(value) in (int, float) else kind(value)
+
+
+# ---- units ----
+
+
+def duration(value: Any) -> float:
+    """Read a duration: ``500ms``, ``60s``, ``1m``, ``2h``, ``1d``; a plain number is in seconds."""
+    seconds: float | None = None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(min(value, 2 * MAX_SECONDS))
+    elif isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
+        seconds = float(Decimal(found[1]) * _SECONDS[found[2] or "s"])
+    if seconds is None or math.isnan(seconds):
+        note = "it cannot be unlimited" if value == "unlimited" else ""
+        raise wrong(f"expected a duration such as 500ms, 60s, 5m, 2h or 1d, got {_shown(value)}", note)
+    if seconds < 0:
+        raise wrong("a duration cannot be negative")
+    if seconds > MAX_SECONDS:
+        raise wrong("a duration cannot be longer than 36500d")
+    return seconds
+
+
+def some_duration(value: Any) -> float:
+    """Read a duration that may not be zero."""
+    seconds = duration(value)
+    if not seconds:
+        raise wrong("must be longer than 0s")
+    return seconds
+
+
+def duration_or_unlimited(value: Any) -> float | None:
+    """Read a duration, or ``unlimited`` as None."""
+    if value is None or value == "unlimited":
+        return None
+    try:
+        return duration(value)
+    except PydanticCustomError as error:
+        message = str((error.context or {})["message"])
+        raise wrong(message.replace("or 1d,", "or 1d, or unlimited,")) from None
+
+
+def byte_count(value: Any) -> int:
+    """Read a size of at least one byte: ``4MiB`` (1024s), ``10GB`` (1000s); a plain number is in bytes."""
+    size: Decimal | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = Decimal(value)
+    elif isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        unit = found[2].lower()
+        if unit in ("k", "m", "g", "t", "p"):
+            letter = unit.upper()
+            raise wrong(
+                f"the unit {letter} can mean two things",
+                f'write "{found[1]}{letter}iB" (1024s) or "{found[1]}{letter}B" (1000s)',
+            )
+        if unit in _BYTES:
+            size = Decimal(found[1]) * _BYTES[unit]
+    if size is None:
+        raise wrong(f"expected a size such as 512KiB, 4MiB or 10GB, got {_shown(value)}")
+    if size != size.to_integral_value():
+        raise wrong("expected a whole number of bytes")
+    if not 1 <= size <= MAX_BYTES:
+        raise wrong(f"expected a size from 1 to {MAX_BYTES} bytes")
+    return int(size)
+
+
+def workers(value: Any) -> Any:
+    """Check for ``auto`` or 1 to 256."""
+    if value == "auto" or (type(value) is int and 1 <= value <= 256):
+        return value
+    raise wrong(f"expected auto or a number from 1 to 256, got {_shown(value)}")
+
+
+def switch(value: Any) -> bool:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        raise wrong(f"expected true or false, got {_shown(value)}")
+    return value
+
+
+# ---- hosts and networks ----
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where to listen. host: a name or an IP address without brackets; port: 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _split_host(value: str) -> tuple[str, str | None]:
+    """Split ``host[:port]``; both parts unchecked, brackets stay."""
+    if value.startswith("["):
+        host, bracket, rest = value.partition("]")
+        return host + bracket, rest[1:] if rest.startswith(":") else (rest or None)
+    host, colon, port = value.partition(":")
+    return host, port if colon else None
+
+
+def _is_host(host: str) -> bool:
+    found = _HOST.fullmatch(host)
+    if not found or len(host) > 253:
+        return False
+    if found["v6"] or host.rpartition(".")[2].isdigit():  # a name cannot end in digits only: it is IPv4
+        return _is_ip(host.strip("[]"))
+    return True
+
+
+def _is_ip(address: str) -> bool:
+    try:
+        ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_v6(value: str) -> bool:
+    return ":" in value and _is_ip(value)
+
+
+def listen_address(value: Any) -> ListenAddress:
+    """Read ``HOST:PORT``, an IPv6 address in brackets."""
+    if isinstance(value, ListenAddress):
+        return value
+    if type(value) is int and 0 < value < 65536:
+        raise wrong("expected HOST:PORT, got a number", f'write "127.0.0.1:{value}", or "0.0.0.0:{value}" for all')
+    if not isinstance(value, str):
+        raise wrong(f"expected HOST:PORT, got {kind(value)}")
+    host, port = _split_host(value.lower())
+    if not host and port and _PORT.fullmatch(port):
+        raise wrong("expected HOST:PORT, got no host", f'write "127.0.0.1:{port}", or "0.0.0.0:{port}" for all')
+    if not value.startswith("[") and value.count(":") > 1:
+        whole, _, last = value.rpartition(":")
+        hint = f'write "[{whole}]:{last}"' if _is_v6(whole) and _PORT.fullmatch(last) else ""
+        raise wrong("expected HOST:PORT with an IPv6 address in brackets", hint)
+    if not _is_host(host):
+        raise wrong(f"expected HOST:PORT such as 127.0.0.1:5000 or [::1]:5000, got {_shown(value)}")
+    if port is None:
+        raise wrong("expected HOST:PORT, got no port", f'write "{host}:5000"')
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise wrong("expected a port from 0 to 65535")
+    return ListenAddress(str(ip_address(host[1:-1])) if host.startswith("[") else host, int(port))
+
+
+def listen_addresses(value: Any) -> Any:
+    """Take one address or a list of them."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items:
+        raise wrong("expected at least one HOST:PORT")
+    return items
+
+
+def distinct_addresses(addresses: tuple[ListenAddress, ...]) -> tuple[ListenAddress, ...]:
+    """Check that no address is given twice."""
+    for at, address in enumerate(addresses):
+        if address in addresses[:at] and address.port:
+            raise wrong(f"{address} is given twice")
+    return addresses
+
+
+def host_name(value: Any) -> str:
+    """Check ``host[:port]`` in lower case, as it stands in image names."""
+    name = text(value)
+    if name != name.lower() and _is_host(_split_host(name.lower())[0]):
+        raise wrong("expected a host in lower case", f'did you mean "{name.lower()}"?')
+    if _is_v6(name):
+        raise wrong("expected an IPv6 address in brackets", f'did you mean "[{name}]"?')
+    host, port = _split_host(name)
+    if _is_host(host) and (port is None or (_PORT.fullmatch(port) and 0 < int(port) < 65536)):
+        return name
+    if "://" in name:
+        inner = name.partition("://")[2].partition("/")[0].lower()
+        hint = f'did you mean "{inner}"?' if _is_host(_split_host(inner)[0]) else ""
+        raise wrong("expected host or host:port, got a URL", hint)
+    raise wrong(f"expected host or host:port such as docker.io or registry.example.net:5000, got {_shown(name)}")
+
+
+def url(value: Any) -> str:
+    """Check the base URL of a registry; the path of the API is added to it.
+
+    Returns it with a lower-case scheme and host and no slash at its end. Messages never repeat it.
+    """
+    address = text(value)
+    if not address.isascii() or not address.isprintable() or " " in address:
+        raise wrong("a URL has only printable ASCII characters without spaces")
+    scheme, separator, _ = address.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        hint = f'write "https://{address}"' if not separator and _is_host(_split_host(address)[0].lower()) else ""
+        raise wrong("expected a URL that begins with https:// or http://", hint)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise wrong("expected a URL with a host, or host and port") from None
+    if "@" in parts.netloc:
+        raise wrong("a URL must not hold credentials", "put them under credentials: username and password_file")
+    if "?" in address or "#" in address:
+        raise wrong("a registry's URL has no query and no fragment")
+    place = parts.netloc.lower()
+    host, port = _split_host(place)
+    if not _is_host(host) or not (port is None or (_PORT.fullmatch(port) and 0 < int(port) < 65536)):
+        raise wrong("expected a URL with a host, or host and port")
+    path = parts.path.rstrip("/")
+    if path.endswith("/v2"):
+        raise wrong('"/v2" is added to the URL with each request', 'leave out the "/v2" at its end')
+    return f"{parts.scheme.lower()}://{place}{path}"
+
+
+def network(value: Any) -> Network:
+    """Read a network such as ``10.0.0.0/8``, or one address."""
+    if isinstance(value, (IPv4Network, IPv6Network)):
+        return value
+    found: Network | None = None
+    if isinstance(value, str):
+        try:
+            found = ip_network(value, strict=False)
+        except ValueError:
+            found = None
+    if found is None:
+        raise wrong(f"expected a network such as 10.0.0.0/8 or fd00::/8, got {_shown(value)}")
+    if _address_of(value) != str(found.network_address):
+        raise wrong("the address has bits set beyond the length of its network", f'did you mean "{found}"?')
+    if found.is_link_local:
+        raise wrong("link-local addresses are never asked, whatever is listed here")
+    return found
+
+
+def _address_of(value: str) -> str:
+    return str(ip_address(value.partition("/")[0]))
+
+
+def local_glob(value: Any) -> str:
+    """Check a pattern of repository names: ``*`` is any part of one component, ``**`` any number of them."""
+    pattern = text(value)
+    if not all(_GLOB_PART.fullmatch(part) and ("**" not in part or part == "**") for part in pattern.split("/")):
+        raise wrong(
+            "expected a pattern of repository names such as local/** or team-*/tools: lower-case letters, digits, "
+            "and . _ - /; * stands for any part of one component, ** alone for any number of components"
+        )
+    return pattern
+
+
+# ---- files ----
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Passed through validation while a file is loaded. base: the folder relative paths start from."""
+
+    base: Path
+
+
+class Typed(str):
+    """Text from the command line: a relative path in it starts from the working directory."""
+
+    __slots__ = ()
+
+
+def file_path(value: Any, info: ValidationInfo) -> Path:
+    """Read a path: ``~`` is expanded; while loading, a relative one starts from the file's folder."""
+    if isinstance(value, Path):
+        found = value
+    elif isinstance(value, str) and value.strip() and "\0" not in value:
+        found = Path(value)
+    else:
+        raise wrong(f"expected a path, got {kind(value) if not isinstance(value, str) else 'none'}")
+    try:
+        found = found.expanduser()
+    except RuntimeError:
+        raise wrong("the home folder that ~ stands for is not known", "write the path in full") from None
+    if isinstance(info.context, Loading):
+        return (Path.cwd() if isinstance(value, (Typed, Path)) else info.context.base) / found
+    return found
+
+
+def readable_file(value: Any, info: ValidationInfo) -> Path:
+    """Read the path of a file that is there and can be read; looked at only while loading."""
+    found = file_path(value, info)
+    if isinstance(info.context, Loading) and (reason := unreadable(found)):
+        raise wrong(f"{_shown(str(found))}: {reason}")
+    return found
+
+
+def secret_file(value: Any, info: ValidationInfo) -> Path:
+    """Do as ``readable_file`` and keep quiet about the path: it is where people write the secret itself."""
+    found = file_path(value, info)
+    if isinstance(info.context, Loading) and (reason := unreadable(found)):
+        raise wrong(f"{reason}", "expected the path of a file that holds the password")
+    return found
+
+
+def unreadable(path: Path) -> str:
+    """Say why a file cannot be read; "" when it can."""
+    try:
+        # opened, not asked about: only this knows every kind of permission. A pipe must not make us wait
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    try:
+        return "is a folder, not a file" if os.path.isdir(fd) else ""
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""What is known about content: rights, tags, media types. Never the bytes."""

@@ -1,0 +1,1 @@
+"""The specification's words: names, digests, manifests, ranges and errors. Standard library only."""

@@ -1,0 +1,174 @@
+"""Manifests: exactly the bytes that were received, and what can be read from them.
+
+Nothing here changes a byte; unknown media types pass. Sources: image-spec manifest.md, image-index.md,
+descriptor.md; Docker image manifest version 2, schema 2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.oci.errors import ManifestInvalid
+from mirror.oci.names import Digest, digest_of, try_digest
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+KNOWN = (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_ARTIFACT,
+    DOCKER_SCHEMA1_SIGNED,
+    DOCKER_SCHEMA1,
+)
+
+ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, {OCI_ARTIFACT}, */*;q=0.5"
+"""What upstreams are always sent, whatever the client accepts: a narrow Accept makes some registries
+rewrite an index to one platform, and that would then be kept for everybody."""
+
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}")
+_FOREIGN = (".foreign.", ".nondistributable.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A pointer to content. size: bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> bool:
+        """Say whether the content is not meant to be distributed by registries."""
+        return any(mark in self.media_type for mark in _FOREIGN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A manifest as received. blobs: config and layers; manifests: the children of an index."""
+
+    raw: bytes
+    descriptor: Descriptor
+    blobs: tuple[Descriptor, ...] = ()
+    manifests: tuple[Descriptor, ...] = ()
+    subject: Descriptor | None = None
+
+    @property
+    def children(self) -> tuple[Descriptor, ...]:
+        return self.blobs + self.manifests
+
+
+def media_type_of(header: str | None) -> str | None:
+    """Return the media type of a ``Content-Type`` without its parameters, None when it is none."""
+    text = header.partition(";")[0].strip() if header else ""
+    return text if _MEDIA_TYPE.fullmatch(text) else None
+
+
+def is_manifest_type(media_type: str | None) -> bool:
+    """Say whether a media type can be a manifest's: not the generic ones servers put on anything."""
+    if not media_type:
+        return False
+    return media_type in KNOWN or media_type.startswith("application/vnd.")
+
+
+def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | None = None) -> Manifest:
+    """Read a manifest.
+
+    content_type: what the sender called it. The media type is the body's ``mediaType``, else the header's
+    if that is a manifest type, else told by shape; a header that contradicts the body is ignored.
+    digest: the one it was asked by, already verified; None computes sha256.
+    Raises: ManifestInvalid (400 MANIFEST_INVALID) when it is no JSON object, has both ``layers`` and
+    ``manifests`` (one body, two readings: CVE-2021-41190), or its descriptors are malformed.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ManifestInvalid(f"the manifest is not JSON: {str(error)[:100]}") from error
+    if not isinstance(body, dict):
+        raise ManifestInvalid("the manifest is not a JSON object")
+    if "manifests" in body and ("layers" in body or "fsLayers" in body):
+        raise ManifestInvalid("the manifest has both layers and manifests")
+    declared = body.get("mediaType")
+    if declared is not None and (not isinstance(declared, str) or not _MEDIA_TYPE.fullmatch(declared)):
+        raise ManifestInvalid("the manifest's mediaType is not a media type")
+    header = media_type_of(content_type)
+    media_type = declared or (header if is_manifest_type(header) else None) or _by_shape(body)
+    if media_type is None:
+        raise ManifestInvalid(f"{header or 'no media type'}: the body does not look like a manifest")
+    config = _descriptor(body["config"], "config") if isinstance(body.get("config"), dict) else None
+    layers = _descriptors(body, "layers") + _descriptors(body, "blobs")
+    artifact_type = body.get("artifactType")
+    if not isinstance(artifact_type, str) or not artifact_type:
+        artifact_type = config.media_type if config else None
+    return Manifest(
+        raw=raw,
+        descriptor=Descriptor(
+            media_type=media_type,
+            digest=digest or digest_of(raw),
+            size=len(raw),
+            artifact_type=artifact_type,
+            annotations=_annotations(body),
+        ),
+        blobs=((config,) if config else ()) + layers,
+        manifests=_descriptors(body, "manifests"),
+        subject=_descriptor(body["subject"], "subject") if isinstance(body.get("subject"), dict) else None,
+    )
+
+
+def _by_shape(body: Mapping[str, Any]) -> str | None:
+    if "manifests" in body:
+        return OCI_INDEX
+    if "layers" in body and "config" in body:
+        return OCI_MANIFEST
+    if "fsLayers" in body:
+        return DOCKER_SCHEMA1_SIGNED if "signatures" in body else DOCKER_SCHEMA1
+    return None
+
+
+def _descriptors(body: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
+    items = body.get(key)
+    if items is None:
+        return ()
+    if not isinstance(items, list):
+        raise ManifestInvalid(f"{key} of the manifest is not a list")
+    return tuple(_descriptor(item, f"{key}[{at}]") for at, item in enumerate(items))
+
+
+def _descriptor(item: Any, where: str) -> Descriptor:
+    if not isinstance(item, dict):
+        raise ManifestInvalid(f"{where} of the manifest is not a descriptor")
+    media_type, size, text = item.get("mediaType"), item.get("size"), item.get("digest")
+    digest = try_digest(text) if isinstance(text, str) else None
+    if digest is None:
+        raise ManifestInvalid(f"{where}.digest of the manifest is not a digest this registry knows")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ManifestInvalid(f"{where}.size of the manifest is not a size")
+    artifact_type = item.get("artifactType")
+    return Descriptor(
+        media_type=media_type if isinstance(media_type, str) else "",
+        digest=digest,
+        size=size,
+        artifact_type=artifact_type if isinstance(artifact_type, str) else None,
+        annotations=_annotations(item),
+    )
+
+
+def _annotations(body: Mapping[str, Any]) -> dict[str, str]:
+    found = body.get("annotations")
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}

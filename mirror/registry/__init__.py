@@ -1,0 +1,1 @@
+"""What a mirror and a registry do. No HTTP, no SQL."""

@@ -1,0 +1,161 @@
+"""Blobs: whether a repository may read one, and where its bytes come from.
+
+Knowing a digest is not permission. A local repository reads what was put into it. An upstream's repository
+reads what was fetched without credentials through any of them, and what its own upstream gave or confirmed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mirror.metadata.base import MetadataStore
+from mirror.oci.errors import BlobUnknown, UpstreamFailed
+from mirror.oci.names import Digest, Repository
+from mirror.registry.body import Body, StoredBody
+from mirror.registry.inflight import Gone, Inflight, Origin, Stored
+from mirror.registry.sharing import Shared
+from mirror.registry.windows import RangedDownload, Windows
+from mirror.store.base import BlobStore
+from mirror.upstream.base import Resolved, Upstream
+
+log = logging.getLogger("mirror.blobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobAnswer:
+    """A blob to send. hit: its bytes were all here. follows: another client's request had begun the transfer."""
+
+    body: Body
+    hit: bool
+    follows: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobStat:
+    """What HEAD says of a blob. size: bytes, None while nobody knows."""
+
+    size: int | None
+    hit: bool
+
+
+class BlobService:
+    """Blobs of every repository, local and pulled through.
+
+    unverified_ranges: upstream name → whether windows may be passed through ahead of a download.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: BlobStore,
+        metadata: MetadataStore,
+        inflight: Inflight,
+        upstreams: Mapping[str, Upstream],
+        unverified_ranges: Mapping[str, bool],
+    ) -> None:
+        self._store = store
+        self._metadata = metadata
+        self._inflight = inflight
+        self._upstreams = upstreams
+        self._unverified_ranges = unverified_ranges
+        self._windows = Windows(store)
+        self._shared = Shared()
+
+    async def open(self, repository: Repository, digest: Digest) -> BlobAnswer:
+        """Open a blob for reading (end-2); the caller closes the body.
+
+        Raises: BlobUnknown (404 BLOB_UNKNOWN); UpstreamError when it is not here and cannot be fetched.
+        """
+        for _ in range(8):
+            blob = self._store.open(digest)
+            if blob is not None:
+                try:
+                    if not self._metadata.may_read(repository, digest):
+                        await self._confirm(repository, digest)
+                except BaseException:
+                    blob.close()
+                    raise
+                self._store.touch(digest)
+                return BlobAnswer(body=StoredBody(blob), hit=True)
+            origin = self._origin(repository, digest)
+            follows = self._inflight.find(digest) is not None
+            try:
+                download = await self._inflight.join(origin)
+            except Stored:
+                continue
+            try:
+                if not download.readable_by(repository) and not self._metadata.may_read(repository, digest):
+                    await self._confirm(repository, digest)
+                # An error before the first byte is still a clean answer.
+                await download.extent(0, None)
+            except Gone:
+                download.close()
+                continue
+            except BaseException:
+                download.close()
+                raise
+            ranged = RangedDownload(download, self._windows, origin) if origin.unverified_ranges else download
+            return BlobAnswer(body=ranged, hit=False, follows=follows)
+        raise UpstreamFailed(f"{digest} could not be got in one piece; try again", upstream=repository.source or "")
+
+    async def stat(self, repository: Repository, digest: Digest) -> BlobStat:
+        """Say whether there is a blob, and its size (end-2, HEAD). At most one upstream HEAD, and no body.
+
+        Raises: as ``open``.
+        """
+        size = self._store.stat(digest)
+        if size is not None:
+            if not self._metadata.may_read(repository, digest):
+                await self._confirm(repository, digest)
+            return BlobStat(size=size, hit=True)
+        resolved = await self._confirm(repository, digest)
+        return BlobStat(
+            size=resolved.size if resolved.size is not None else self._metadata.expected_size(repository, digest),
+            hit=False,
+        )
+
+    async def confirm(self, repository: Repository, digest: Digest) -> None:
+        """Make sure that a repository may read content that is here, asking its upstream once.
+
+        Raises: BlobUnknown when it may not; UpstreamError when nobody can say.
+        """
+        if not self._metadata.may_read(repository, digest):
+            await self._confirm(repository, digest)
+
+    def present(self, digest: Digest) -> bool:
+        """Say whether the bytes are here, whoever may read them."""
+        return self._store.stat(digest) is not None
+
+    async def close(self) -> None:
+        await self._shared.close()
+        await self._windows.close()
+
+    async def _confirm(self, repository: Repository, digest: Digest) -> Resolved:
+        """Ask the repository's own upstream for a blob by HEAD: once for all who wait for the answer."""
+        upstream = self._upstream(repository, digest)
+
+        async def ask() -> Resolved:
+            resolved = await upstream.stat_blob(repository.name, digest)
+            # Confirmed for this repository. That it was confirmed without credentials does not make it
+            # public: only bytes that were fetched without are.
+            await self._metadata.grant(repository, digest, public=False)
+            return resolved
+
+        return await self._shared.once((repository, digest), ask)
+
+    def _origin(self, repository: Repository, digest: Digest) -> Origin:
+        return Origin(
+            repository=repository,
+            upstream=self._upstream(repository, digest),
+            digest=digest,
+            expected=self._metadata.expected_size(repository, digest),
+            unverified_ranges=self._unverified_ranges.get(repository.source or "", False),
+        )
+
+    def _upstream(self, repository: Repository, digest: Digest) -> Upstream:
+        upstream = self._upstreams.get(repository.source) if repository.source else None
+        if upstream is None:
+            raise BlobUnknown(f"{repository} has no blob {digest}", detail={"digest": str(digest)})
+        return upstream

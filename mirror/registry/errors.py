@@ -1,0 +1,43 @@
+"""Errors that travel: from the process where an upstream failed to the others that wait for the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mirror.oci import errors
+from mirror.oci.errors import RegistryError, UpstreamError
+
+_CLASSES: dict[str, type[RegistryError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.NameUnknown,
+        errors.ManifestUnknown,
+        errors.BlobUnknown,
+        errors.UpstreamUnreachable,
+        errors.UpstreamFailed,
+        errors.UpstreamTimeout,
+        errors.UpstreamRateLimited,
+        errors.UpstreamDenied,
+        errors.UpstreamTokenFailed,
+        errors.UpstreamInvalid,
+        errors.StorageFailed,
+        errors.StorageFull,
+    )
+}
+
+
+def to_record(error: RegistryError) -> dict[str, Any]:
+    """Write an error as what JSON can hold."""
+    record: dict[str, Any] = {"kind": type(error).__name__, "message": error.message[:600]}
+    if isinstance(error, UpstreamError):
+        record |= {"upstream": error.upstream, "retry_after": error.retry_after}
+    return record
+
+
+def from_record(record: dict[str, Any]) -> RegistryError:
+    """Read what ``to_record`` wrote; a kind this version does not know becomes StorageFailed."""
+    kind = _CLASSES.get(str(record.get("kind")), errors.StorageFailed)
+    message = str(record.get("message", "failed"))
+    if issubclass(kind, UpstreamError):
+        return kind(message, upstream=str(record.get("upstream", "")), retry_after=record.get("retry_after"))
+    return kind(message)

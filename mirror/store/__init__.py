@@ -1,0 +1,1 @@
+"""Bytes by digest on one local disk. Commit is the only way in."""

@@ -1,0 +1,96 @@
+"""What the registry layer asks of a blob store and of leases."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.oci.names import Digest
+from mirror.store.ingest import Ingest
+from mirror.store.state import StateReader
+
+
+@dataclass(slots=True)
+class OpenBlob:
+    """Verified bytes, open for reading; the reader closes it. size: bytes."""
+
+    fd: int
+    size: int
+
+    def close(self) -> None:
+        """Close it; doing so twice is harmless."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Lease(Protocol):
+    """A right that only one holder in all processes has."""
+
+    def release(self) -> None:
+        """Give it up; doing so twice is harmless."""
+        ...
+
+
+class Leases(Protocol):
+    """Exclusive rights by key, across processes. A holder that dies loses its leases at once."""
+
+    def try_acquire(self, key: str) -> Lease | None:
+        """Take the lease of a key; None when anybody has it, this process included."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Verified content by digest. The calls that are not ``async`` are a few system calls on local files."""
+
+    def open(self, digest: Digest) -> OpenBlob | None:
+        """Open content for reading, None when it is not here."""
+        ...
+
+    def stat(self, digest: Digest) -> int | None:
+        """Return the size in bytes, None when it is not here."""
+        ...
+
+    async def put(self, digest: Digest, data: bytes) -> None:
+        """Store verified bytes, durably. The caller holds the digest's lease and has checked the digest.
+
+        Raises: StorageFull, StorageFailed.
+        """
+        ...
+
+    async def admit(self, digest: Digest, size: int) -> None:
+        """Note that content is about to get its final name. size: bytes."""
+        ...
+
+    def touch(self, digest: Digest) -> None:
+        """Note that the content was used."""
+        ...
+
+    def ingest(self, digest: Digest) -> Ingest:
+        """Begin or continue a download. The caller holds the digest's lease."""
+        ...
+
+    def follow(self, digest: Digest) -> StateReader | None:
+        """Open the state of a download that another process leads, None when there is none."""
+        ...
+
+    def open_part(self, digest: Digest, generation: int) -> int | None:
+        """Open the growing file of a generation for reading, None when it is gone. Returns a descriptor."""
+        ...
+
+    def scratch(self) -> int:
+        """Open a nameless file for bytes that are not kept. Returns a descriptor. Raises: as ``put``."""
+        ...
+
+
+class Memo(Protocol):
+    """Small answers worth remembering for seconds, shared by all processes. Not for the way of a hit."""
+
+    async def recall(self, key: str) -> str | None:
+        """Return an answer that has not expired."""
+        ...
+
+    async def remember(self, key: str, answer: str, seconds: float) -> None:
+        """Remember an answer."""
+        ...

@@ -1,0 +1,97 @@
+"""Verified content as files under their digest.
+
+A file under ``blobs/`` or ``cache/`` is whole and right: nothing gets such a name before it was verified and
+synced. ``blobs/X`` and ``cache/X`` of one digest are hard links to one inode.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from mirror.oci.names import Digest
+from mirror.store.base import OpenBlob
+from mirror.store.failures import disk_errors
+from mirror.store.ingest import Ingest, sync_folder, unlink_quietly, write_all
+from mirror.store.residency import Residency
+from mirror.store.root import Root
+from mirror.store.state import StateReader
+from mirror.store.threads import in_thread
+
+
+class DiskBlobStore:
+    """The blob store of one root."""
+
+    def __init__(self, root: Root, residency: Residency) -> None:
+        self.root = root
+        self._residency = residency
+
+    def open(self, digest: Digest) -> OpenBlob | None:
+        for path in (self.root.cached(digest), self.root.kept(digest)):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            return OpenBlob(fd, os.fstat(fd).st_size)
+        return None
+
+    def stat(self, digest: Digest) -> int | None:
+        for path in (self.root.cached(digest), self.root.kept(digest)):
+            try:
+                return os.stat(path).st_size
+            except FileNotFoundError:
+                continue
+        return None
+
+    def touch(self, digest: Digest) -> None:
+        self._residency.touch(digest)
+
+    async def put(self, digest: Digest, data: bytes) -> None:
+        await self._residency.admit(digest, len(data))
+        await in_thread(self._put, digest, data)
+
+    async def admit(self, digest: Digest, size: int) -> None:
+        """Note in the index that content is about to get its final name. size: bytes."""
+        await self._residency.admit(digest, size)
+
+    def ingest(self, digest: Digest) -> Ingest:
+        """Begin or continue a download. The caller holds the digest's lease."""
+        return Ingest(self.root, digest)
+
+    def follow(self, digest: Digest) -> StateReader | None:
+        """Open the state of a download that another process leads, None when there is none."""
+        try:
+            return StateReader(self.root.state(digest))
+        except FileNotFoundError:
+            return None
+
+    def open_part(self, digest: Digest, generation: int) -> int | None:
+        """Open the growing file of a generation for reading, None when it is gone. Returns a descriptor."""
+        try:
+            return os.open(self.root.part(digest, generation), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+
+    def scratch(self) -> int:
+        """Open a nameless file for bytes that are not kept. Returns a descriptor."""
+        with disk_errors("making a temporary file"):
+            path = f"{self.root.path}/ingest/window.{os.getpid()}.{secrets.token_hex(8)}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.unlink(path)
+        return fd
+
+    def _put(self, digest: Digest, data: bytes) -> None:
+        final = self.root.cached(digest)
+        path = f"{self.root.path}/ingest/{digest.algorithm}/{digest.encoded}.{secrets.token_hex(8)}.part"
+        try:
+            with disk_errors(f"storing {digest}"):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    write_all(fd, [data], 0)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                os.rename(path, final)
+                sync_folder(os.path.dirname(final))
+        finally:
+            unlink_quietly(path)

@@ -1,0 +1,138 @@
+"""Two small expiring indexes all processes share, kept with diskcache.
+
+``cache.index/blobs``: digest → size of what was pulled through, in least-recently-used order (a touch is a
+delete and a set in one transaction, so the oldest row is the first). ``cache.index/memo``: small answers worth
+remembering for seconds. Neither is opened on the way of a hit: touches are collected in memory and written in
+one batch. diskcache would pickle values it does not know, and unpickle what it finds (CVE-2025-69872): the
+``Disk`` below refuses both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diskcache
+
+from mirror.oci.names import Digest
+
+T = TypeVar("T")
+
+_MODE_PICKLE = 4
+
+
+class PlainDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are text; values are text, bytes or whole numbers; nothing is ever pickled."""
+
+    def put(self, key: object) -> tuple[object, bool]:
+        if type(key) is not str:
+            raise TypeError(f"keys are text, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: object, raw: bool) -> object:
+        if not raw:
+            raise ValueError("a pickled key was found in the index; move cache.index away to rebuild it")
+        return key
+
+    def store(self, value: object, read: bool, key: object = diskcache.UNKNOWN) -> Any:
+        if read or type(value) not in (str, bytes, int):
+            raise TypeError(f"values are text, bytes or whole numbers, not {type(value).__name__}")
+        return super().store(value, False, key)
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
+        if mode == _MODE_PICKLE:
+            raise ValueError("a pickled value was found in the index; move cache.index away to rebuild it")
+        return super().fetch(mode, filename, value, read)
+
+
+class Residency:
+    """The two indexes. Everything that opens them runs in one thread of its own."""
+
+    FLUSH_EVERY = 3.0
+    """Seconds between batches of touches."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
+        self._touched: dict[str, int | None] = {}
+        self._blobs: Any = None
+        self._memo: Any = None
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._run(self._open)
+        self._flusher = asyncio.create_task(self._flush_forever(), name="residency flush")
+
+    async def close(self) -> None:
+        if self._flusher:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        await self.flush()
+        await self._run(self._close)
+        self._thread.shutdown()
+
+    def touch(self, digest: Digest) -> None:
+        """Note a use. Costs one dictionary entry; written with the next batch."""
+        self._touched.setdefault(str(digest), None)
+
+    async def admit(self, digest: Digest, size: int) -> None:
+        """Note that content is about to get its final name. size: bytes."""
+        await self._run(self._write, {str(digest): size})
+
+    async def flush(self) -> None:
+        """Write the touches collected so far."""
+        touched, self._touched = self._touched, {}
+        if touched:
+            await self._run(self._write, touched)
+
+    async def oldest(self) -> tuple[str, int] | None:
+        """Return the digest used longest ago and its size in bytes."""
+        return await self._run(self._oldest)
+
+    async def recall(self, key: str) -> str | None:
+        """Return a remembered answer that has not expired."""
+        return await self._run(lambda: self._memo.get(key))
+
+    async def remember(self, key: str, answer: str, seconds: float) -> None:
+        await self._run(lambda: self._memo.set(key, answer, expire=seconds))
+
+    async def forget(self, key: str) -> None:
+        await self._run(lambda: self._memo.delete(key))
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _open(self) -> None:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        os.chmod(self._folder, 0o700)
+        never = {"eviction_policy": "none", "cull_limit": 0, "statistics": 0, "tag_index": 0}
+        self._blobs = diskcache.Cache(str(self._folder / "blobs"), disk=PlainDisk, **never)
+        # Expired memo rows are removed as new ones are written.
+        self._memo = diskcache.Cache(str(self._folder / "memo"), disk=PlainDisk, **{**never, "cull_limit": 8})
+
+    def _close(self) -> None:
+        self._blobs.close()
+        self._memo.close()
+
+    def _write(self, rows: Mapping[str, int | None]) -> None:
+        with self._blobs.transact(retry=True):
+            for key, size in rows.items():
+                known = self._blobs.pop(key)
+                if size is not None or known is not None:
+                    self._blobs.set(key, known if size is None else size)
+
+    def _oldest(self) -> tuple[str, int] | None:
+        try:
+            key, size = self._blobs.peekitem(last=False)
+        except KeyError:
+            return None
+        return str(key), int(size)
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.FLUSH_EVERY)
+            await self.flush()

@@ -1,0 +1,1 @@
+"""Other registries: which one a name means, and how to ask it."""

@@ -1,0 +1,104 @@
+"""What the registry layer asks of an upstream registry.
+
+Every method raises the meanings of ``oci.errors``: ``ManifestUnknown``, ``BlobUnknown`` or ``NameUnknown`` when
+the upstream's answer is "not there" (a 404; or 401/403 to us without credentials, after the token dance), else a
+subclass of ``UpstreamError``. Headers or an error come within the client's ``headers`` time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.oci.names import Digest, RepositoryName, Tag
+from mirror.oci.ranges import ByteRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a HEAD said of a manifest or blob; every field but ``anonymous`` as far as it was said.
+
+    anonymous: the request that succeeded carried no credentials of ours, nor a token got with them.
+    """
+
+    digest: Digest | None
+    media_type: str | None
+    size: int | None
+    anonymous: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedManifest:
+    """A manifest as received, not yet verified by the caller beyond its size limit."""
+
+    raw: bytes
+    content_type: str | None
+    digest: Digest | None
+    """The answer's ``Docker-Content-Digest``."""
+    anonymous: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagPage:
+    """One page of ``tags/list``. last: the ``last`` that asks for the next page, None at the end."""
+
+    tags: tuple[str, ...]
+    next_n: int | None
+    next_last: str | None
+
+
+class BlobSource(Protocol):
+    """The body of a blob GET, from ``offset`` on.
+
+    offset: of the first byte that ``chunks`` gives: what was asked, or 0 when the server ignored the Range.
+    size: of the whole blob in bytes, None when the server did not say. anonymous: as in ``Resolved``.
+    """
+
+    offset: int
+    size: int | None
+    anonymous: bool
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body as it arrives, in pieces of any length.
+
+        Raises: UpstreamFailed or UpstreamTimeout when it breaks off short of the announced length.
+        """
+        ...
+
+
+class Upstream(Protocol):
+    """One configured upstream registry. ``name`` is the one it is configured under."""
+
+    name: str
+
+    async def resolve(self, repository: RepositoryName, target: Tag | Digest) -> Resolved:
+        """Ask for a manifest by HEAD (end-3)."""
+        ...
+
+    async def manifest(self, repository: RepositoryName, target: Tag | Digest) -> FetchedManifest:
+        """Get a manifest (end-3). Raises UpstreamInvalid when it is over the limit."""
+        ...
+
+    async def stat_blob(self, repository: RepositoryName, digest: Digest) -> Resolved:
+        """Ask for a blob by HEAD (end-2)."""
+        ...
+
+    def blob(
+        self, repository: RepositoryName, digest: Digest, *, offset: int = 0, window: ByteRange | None = None
+    ) -> AbstractAsyncContextManager[BlobSource]:
+        """Get a blob (end-2), from ``offset`` on, or just the bytes of ``window``.
+
+        A 206 whose Content-Range is not what was asked raises UpstreamInvalid. With ``window`` a server that
+        ignores Range raises UpstreamInvalid as well.
+        """
+        ...
+
+    async def tags(self, repository: RepositoryName, *, n: int | None, last: str | None) -> TagPage:
+        """Get one page of the repository's tags (end-8a, end-8b)."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...

@@ -1,0 +1,125 @@
+"""Which repository a request means: one of a configured upstream's, or one of our own.
+
+The world is closed: what a request says is looked up among the configured upstreams and never dialled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from mirror import config
+from mirror.oci.errors import NameUnknown
+from mirror.oci.names import Repository, parse_name
+
+DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
+"""Three names of one registry, whose official images are asked for by one-part names."""
+
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_PORT = re.compile(r":[0-9]*\Z")
+
+
+class Router:
+    """Turn what a request says into a repository. No input or output; made once per configuration."""
+
+    def __init__(self, upstreams: Mapping[str, config.Upstream], default: str | None, local: Sequence[str]) -> None:
+        """Prepare the lookup.
+
+        upstreams: by configured name. default: the name of the one for everything else, None for none.
+        local: globs of names that are our own; ``*`` is within one part, ``**`` any number of parts.
+        Raises: ValueError when two upstreams claim one name, or the default is not configured.
+        """
+        if default is not None and default not in upstreams:
+            raise ValueError(f"default_upstream: {default} is not one of upstreams")
+        self._default = default
+        self._by_alias: dict[str, str] = {}
+        self._hub: set[str] = set()
+        for name, upstream in upstreams.items():
+            for alias in (name, *upstream.names):
+                key = alias.lower()
+                if self._by_alias.setdefault(key, name) != name:
+                    raise ValueError(f"upstreams: {alias} means both {self._by_alias[key]} and {name}")
+                if key in DOCKER_HUB:
+                    self._hub.add(name)
+        if len(self._hub) == 1:
+            for alias in DOCKER_HUB:
+                self._by_alias.setdefault(alias, next(iter(self._hub)))
+        self._local = [_glob(pattern) for pattern in local]
+
+    def route(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Repository:
+        """Return the repository a request is about.
+
+        ns: its ``ns`` parameter ("Registry Proxying" of the specification); host: its Host header; prefix: X of
+        ``/X/v2/…``; name: the raw repository path of ``/v2/<name>/…``. What comes first decides.
+        Raises: NameUnknown (404 NAME_UNKNOWN) when it names a registry that is not configured;
+        NameInvalid (400 NAME_INVALID) when what is left is no repository name.
+        """
+        if ns:
+            return self._at(self._named(ns), name)
+        if host and (source := self._by_host(host)):
+            return self._at(source, name)
+        if prefix:
+            return self._at(self._named(prefix), name)
+        first, slash, rest = name.partition("/")
+        if slash and (source := self._by_alias.get(first.lower())):
+            return self._repository(source, rest)
+        if any(pattern.fullmatch(name) for pattern in self._local):
+            return Repository(None, parse_name(name))
+        if slash and _looks_like_host(first):
+            raise _not_configured(first)
+        if self._default is None:
+            raise NameUnknown(
+                f"{name[:120]!r} says no registry, and there is no default: put the registry's name first, or "
+                "set default_upstream, or list the name under local",
+                detail={"name": name[:255]},
+            )
+        return self._repository(self._default, name)
+
+    def _named(self, registry: str) -> str:
+        source = self._by_alias.get(registry.lower())
+        if source is None:
+            raise _not_configured(registry)
+        return source
+
+    def _by_host(self, host: str) -> str | None:
+        key = host.lower()
+        return self._by_alias.get(key) or self._by_alias.get(_PORT.sub("", key))
+
+    def _at(self, source: str, name: str) -> Repository:
+        """Return the repository at a known upstream; a first part that repeats the upstream goes."""
+        first, slash, rest = name.partition("/")
+        if slash and self._by_alias.get(first.lower()) == source:
+            name = rest
+        return self._repository(source, name)
+
+    def _repository(self, source: str, name: str) -> Repository:
+        if source in self._hub and name and "/" not in name:
+            name = f"library/{name}"
+        return Repository(source, parse_name(name))
+
+
+def _looks_like_host(text: str) -> bool:
+    return ("." in text or ":" in text or text.lower() == "localhost") and bool(_HOST.fullmatch(text))
+
+
+def _not_configured(registry: str) -> NameUnknown:
+    return NameUnknown(
+        f"{registry[:120]!r} is not a registry this mirror is configured for: add it to upstreams, or to the "
+        "names of one of them",
+        detail={"registry": registry[:255]},
+    )
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """Compile a glob: ``a/**`` is everything below a, ``**/a`` also a itself, ``a-*`` stays in its part."""
+    if pattern == "**":
+        return re.compile(r".+")
+    parts = pattern.split("/")
+    text = ""
+    for at, part in enumerate(parts):
+        last = at == len(parts) - 1
+        if part == "**":
+            text += r"[^/]+(?:/[^/]+)*" if last else r"(?:[^/]+/)*"
+        else:
+            text += "[^/]*".join(re.escape(piece) for piece in part.split("*")) + ("" if last else "/")
+    return re.compile(text)

@@ -1,0 +1,118 @@
+"""The only module that names concrete classes: it makes the parts of a worker and puts them together."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from mirror.api.app import Services
+from mirror.api.app import build_app as build_api
+from mirror.config import Config
+from mirror.metadata.sqlite import SqliteMetadata
+from mirror.metrics import Metrics, status_class
+from mirror.oci.errors import StorageFailed
+from mirror.registry.blobs import BlobService
+from mirror.registry.inflight import Inflight
+from mirror.registry.manifests import ManifestService
+from mirror.registry.tags import TagResolver
+from mirror.store.disk import DiskBlobStore
+from mirror.store.lease import FileLeases
+from mirror.store.residency import Residency
+from mirror.store.root import open_root
+from mirror.upstream.client import RegistryClient
+from mirror.upstream.router import Router
+from mirror.worker import StartupError, WorkerContext
+
+
+async def build_app(config: Config, worker: WorkerContext) -> web.Application:
+    """Make the application of one worker. Touches the disk, never the network.
+
+    Raises: StartupError when storage.root cannot be used.
+    """
+    try:
+        root = open_root(config.storage.root)
+        metadata = SqliteMetadata(root.metadata, root.database)
+        await metadata.start()
+    except StorageFailed as error:
+        raise StartupError(error.message) from error
+    residency = Residency(root.index)
+    await residency.start()
+    store = DiskBlobStore(root, residency)
+    leases = FileLeases(root.locks, root.secret)
+    counts = _UpstreamCounts(worker.metrics)
+    upstreams = {
+        name: RegistryClient(name, settings, limits=config.limits, metrics=counts)
+        for name, settings in config.upstreams.items()
+    }
+    inflight = Inflight(store=store, leases=leases, metadata=metadata, observer=_DownloadCounts(worker.metrics))
+    blobs = BlobService(
+        store=store,
+        metadata=metadata,
+        inflight=inflight,
+        upstreams=upstreams,
+        unverified_ranges={name: settings.unverified_ranges for name, settings in config.upstreams.items()},
+    )
+    tags = TagResolver(
+        leases=leases,
+        metadata=metadata,
+        memo=residency,
+        upstreams=upstreams,
+        settings={name: settings.tags for name, settings in config.upstreams.items()},
+    )
+    manifests = ManifestService(
+        store=store, leases=leases, metadata=metadata, blobs=blobs, tags=tags, upstreams=upstreams
+    )
+    app = build_api(
+        Services(
+            router=Router(config.upstreams, config.default_upstream, config.local),
+            blobs=blobs,
+            manifests=manifests,
+            worker=worker,
+            send_timeout=config.limits.send_timeout,
+        )
+    )
+
+    async def close(_: web.Application) -> None:
+        """Close from the top down: what uses a part ends before it."""
+        await manifests.close()
+        await tags.close()
+        await blobs.close()
+        await inflight.close()
+        for upstream in upstreams.values():
+            await upstream.close()
+        await residency.close()
+        await metadata.close()
+
+    app.on_cleanup.append(close)
+    return app
+
+
+class _UpstreamCounts:
+    """Counts what upstreams do."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def request(self, upstream: str, kind: str, status: int) -> None:
+        self._metrics.upstream_requests.labels(upstream, kind, status_class(status)).inc()
+
+    def token(self, upstream: str) -> None:
+        self._metrics.token_requests.labels(upstream).inc()
+
+    def error(self, upstream: str, reason: str) -> None:
+        self._metrics.upstream_errors.labels(upstream, reason).inc()
+
+    def fetched(self, upstream: str, nbytes: int) -> None:
+        self._metrics.fetched_bytes.labels(upstream).inc(nbytes)
+
+
+class _DownloadCounts:
+    """Counts downloads in flight."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def download_started(self) -> None:
+        self._metrics.downloads.inc()
+
+    def download_ended(self) -> None:
+        self._metrics.downloads.dec()

@@ -1,0 +1,110 @@
+"""A mirror under test: real applications on real sockets, in front of whatever upstream a test has.
+
+Several of them on one root behave as several processes do: they share nothing but the disk, and leases exclude
+each other within a process as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from mirror.config import Config, Upstream
+from mirror.metrics import Metrics, prepare
+from mirror.wiring import build_app
+from mirror.worker import WorkerContext
+
+
+def make_config(root: Path, upstreams: Mapping[str, Any], **settings: Any) -> Config:
+    """Return a configuration with these upstreams; the first is the default unless one is given."""
+    settings.setdefault("default_upstream", next(iter(upstreams), None))
+    found = {name: value if isinstance(value, Upstream) else Upstream(**value) for name, value in upstreams.items()}
+    return Config(storage={"root": root}, upstreams=found, **settings)
+
+
+class Mirror:
+    """One running worker. url: where it answers. app: the application."""
+
+    def __init__(self, app: web.Application, runner: web.AppRunner, port: int) -> None:
+        self.app = app
+        self.url = f"http://127.0.0.1:{port}"
+        self._runner = runner
+        self.session = aiohttp.ClientSession(auto_decompress=False)
+
+    async def get(self, path: str, **arguments: Any) -> Answer:
+        return await self.ask("GET", path, **arguments)
+
+    async def head(self, path: str, **arguments: Any) -> Answer:
+        return await self.ask("HEAD", path, **arguments)
+
+    async def ask(self, method: str, path: str, **arguments: Any) -> Answer:
+        async with self.session.request(method, self.url + path, **arguments) as response:
+            return Answer(response.status, response.headers.copy(), await response.read())
+
+    async def stop(self) -> None:
+        await self.session.close()
+        await self._runner.cleanup()
+
+
+class Answer:
+    """A whole response."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def code(self) -> str:
+        import json
+
+        code: str = json.loads(self.body)["errors"][0]["code"]
+        return code
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {len(self.body)} bytes {self.body[:200]!r} {dict(self.headers)}>"
+
+
+async def start_mirror(config: Config, *, slot: int = 0) -> Mirror:
+    metrics = Metrics(config.storage.root / "run" / "metrics", slot)
+    context = WorkerContext(slot=slot, workers=4, metrics=metrics, stopping=lambda: False)
+    context.access_log._fd = -1
+    app = await build_app(config, context)
+
+    async def close(_: web.Application) -> None:
+        context.access_log.close()
+        metrics.close()
+
+    app.on_cleanup.append(close)
+    runner = web.AppRunner(app, auto_decompress=False, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    return Mirror(app, runner, port)
+
+
+@contextlib.asynccontextmanager
+async def mirrors(config: Config, count: int = 1) -> AsyncIterator[list[Mirror]]:
+    """Run ``count`` workers on one root."""
+    prepare(config.storage.root / "run" / "metrics", count)
+    started: list[Mirror] = []
+    try:
+        for slot in range(count):
+            started.append(await start_mirror(config, slot=slot))
+        yield started
+    finally:
+        await asyncio.gather(*(mirror.stop() for mirror in started))
+
+
+@contextlib.asynccontextmanager
+async def mirror(config: Config) -> AsyncIterator[Mirror]:
+    """Run one worker."""
+    async with mirrors(config) as (one,):
+        yield one

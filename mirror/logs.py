@@ -43,7 +43,8 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        text = " ".join([record.getMessage(), *(f"{key}={value}" for key, value in fields.items())])
+        facts = (f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in fields.items())
+        text = " ".join([record.getMessage(), *facts])
         # What clients and upstreams sent may be quoted in it: it must not steer the terminal.
         line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} "
         line += text.translate(_ESCAPES)

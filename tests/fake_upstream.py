@@ -98,6 +98,7 @@ class Request:
     """One request as received, and what became of it.
 
     server: "registry", "token" or "cdn". sent: body bytes handed to the socket. done: the handler has ended.
+    peer: the client's address and port.
     """
 
     server: str
@@ -110,15 +111,14 @@ class Request:
     sent: int = 0
     done: bool = False
     at: float = field(default_factory=time.monotonic)
+    peer: Any = None
 
     @property
     def authorization(self) -> str | None:
         return self.headers.get("Authorization")
 
     def __str__(self) -> str:
-        return (
-            f"{self.server} {self.method} {self.raw_path or self.path} -> {self.status} ({self.sent} bytes)"
-        )
+        return f"{self.server} {self.method} {self.raw_path or self.path} -> {self.status} ({self.sent} bytes)"
 
 
 Match = str | Callable[[Request], bool]
@@ -408,9 +408,7 @@ class FakeUpstream:
         annotations: Mapping[str, str] | None = None,
     ) -> Image:
         """Hold an image of random layers (not real archives) and a config; return what was made."""
-        data = (
-            list(layers) if layers is not None else [random_bytes(n, next(self._serial)) for n in layer_sizes]
-        )
+        data = list(layers) if layers is not None else [random_bytes(n, next(self._serial)) for n in layer_sizes]
         config = json.dumps(
             {
                 "architecture": "amd64",
@@ -516,9 +514,7 @@ class FakeUpstream:
 
     # ---- the log ----
 
-    def requests(
-        self, method: str | None = None, part: str = "", *, server: str | None = None
-    ) -> list[Request]:
+    def requests(self, method: str | None = None, part: str = "", *, server: str | None = None) -> list[Request]:
         """Return the requests so far of a method (None: any), with ``part`` in their path."""
         return [
             request
@@ -555,6 +551,7 @@ class FakeUpstream:
                 query=dict(http.query),
                 headers=CIMultiDict(http.headers),
                 raw_path=http.raw_path,
+                peer=http.transport.get_extra_info("peername") if http.transport else None,
             )
             self.log.append(request)
             if self._sndbuf and http.transport is not None:
@@ -622,9 +619,7 @@ class FakeUpstream:
             return await self._error(http, request, 400, "DENIED", "only one auth mechanism allowed")
         return await self._send_blob(http, request, self._repositories[name].blobs[digest], digest)
 
-    async def _send_blob(
-        self, http: web.Request, request: Request, data: Any, digest: str
-    ) -> web.StreamResponse:
+    async def _send_blob(self, http: web.Request, request: Request, data: Any, digest: str) -> web.StreamResponse:
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
         if request.server == "registry":
             headers["Docker-Content-Digest"] = digest
@@ -704,9 +699,7 @@ class FakeUpstream:
             body["access_token"] = token
         if self.say_expires:
             body["expires_in"] = self.token_lifetime
-        return await self._send(
-            http, request, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        return await self._send(http, request, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def expire_tokens(self) -> None:
         """Make every token given so far worthless."""

@@ -48,6 +48,9 @@ class Mirror:
             return Answer(response.status, response.headers.copy(), await response.read())
 
     async def stop(self) -> None:
+        """Stop it as SIGTERM does; doing so twice is harmless."""
+        if self.session.closed:
+            return
         await self.session.close()
         await self._runner.cleanup()
 

@@ -216,5 +216,5 @@ def disagreements(
                 yield ("upstreams", upstream, "names", at), f'"{other}" already means the upstream {owner}', ""
     if default is not None and default not in names:
         known = ", ".join(names) or "there are none"
-        hint = f'did you mean "{owners[default]}"?' if default in owners else did_you_mean(default, names)
+        hint = f'did you mean "{owners[default]}"?' if default in owners else did_you_mean(default, names, cutoff=0.75)
         yield ("default_upstream",), f"is not one of the upstreams ({known})", hint

@@ -190,6 +190,11 @@ def _is_host(host: str) -> bool:
     return True
 
 
+def _is_host_port(value: str) -> bool:
+    host, port = _split_host(value)
+    return _is_host(host) and (port is None or (bool(_PORT.fullmatch(port)) and 0 < int(port) < 65536))
+
+
 def _is_ip(address: str) -> bool:
     try:
         ip_address(address)
@@ -245,16 +250,15 @@ def distinct_addresses(addresses: tuple[ListenAddress, ...]) -> tuple[ListenAddr
 def host_name(value: Any) -> str:
     """Check ``host[:port]`` in lower case, as it stands in image names."""
     name = text(value)
-    if name != name.lower() and _is_host(_split_host(name.lower())[0]):
+    if name != name.lower() and _is_host_port(name.lower()):
         raise wrong("expected a host in lower case", f'did you mean "{name.lower()}"?')
     if _is_v6(name):
         raise wrong("expected an IPv6 address in brackets", f'did you mean "[{name}]"?')
-    host, port = _split_host(name)
-    if _is_host(host) and (port is None or (_PORT.fullmatch(port) and 0 < int(port) < 65536)):
+    if _is_host_port(name):
         return name
     if "://" in name:
         inner = name.partition("://")[2].partition("/")[0].lower()
-        hint = f'did you mean "{inner}"?' if _is_host(_split_host(inner)[0]) else ""
+        hint = f'did you mean "{inner}"?' if _is_host_port(inner) else ""
         raise wrong("expected host or host:port, got a URL", hint)
     raise wrong(f"expected host or host:port such as docker.io or registry.example.net:5000, got {_shown(name)}")
 
@@ -269,7 +273,7 @@ def url(value: Any) -> str:
         raise wrong("a URL has only printable ASCII characters without spaces")
     scheme, separator, _ = address.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
-        hint = f'write "https://{address}"' if not separator and _is_host(_split_host(address)[0].lower()) else ""
+        hint = f'write "https://{address}"' if not separator and _is_host_port(address.lower()) else ""
         raise wrong("expected a URL that begins with https:// or http://", hint)
     try:
         parts = urlsplit(address)
@@ -280,8 +284,7 @@ def url(value: Any) -> str:
     if "?" in address or "#" in address:
         raise wrong("a registry's URL has no query and no fragment")
     place = parts.netloc.lower()
-    host, port = _split_host(place)
-    if not _is_host(host) or not (port is None or (_PORT.fullmatch(port) and 0 < int(port) < 65536)):
+    if not _is_host_port(place):
         raise wrong("expected a URL with a host, or host and port")
     path = parts.path.rstrip("/")
     if path.endswith("/v2"):
@@ -360,7 +363,7 @@ def readable_file(value: Any, info: ValidationInfo) -> Path:
     """Read the path of a file that is there and can be read; looked at only while loading."""
     found = file_path(value, info)
     if isinstance(info.context, Loading) and (reason := unreadable(found)):
-        raise wrong(f"{_shown(str(found))}: {reason}")
+        raise wrong(f"{json.dumps(str(found), ensure_ascii=False)}: {reason}")
     return found
 
 

@@ -97,7 +97,7 @@ class BlobService:
                 download.close()
                 raise
             ranged = RangedDownload(download, self._windows, origin) if origin.unverified_ranges else download
-            return BlobAnswer(body=ranged, hit=False, follows=follows)
+            return BlobAnswer(body=ranged, hit=False, follows=follows or not download.led_here)
         raise UpstreamFailed(f"{digest} could not be got in one piece; try again", upstream=repository.source or "")
 
     async def stat(self, repository: Repository, digest: Digest) -> BlobStat:

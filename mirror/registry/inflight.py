@@ -54,6 +54,8 @@ HEADERS_WITHIN = 20.0
 """Seconds a client waits for headers or an error; containerd gives up at 30."""
 CONTINUE_TRIES = 3
 """Times in a row a broken body is continued without getting a byte further."""
+COMMIT_WITHIN = 10.0
+"""Seconds a process that stops waits for verified content to get its name."""
 LEASE_EVERY = 0.05
 """Seconds between a follower's looks at whether the leader is still there."""
 
@@ -121,6 +123,8 @@ class DownloadBody:
         self._repository = repository
         self._sent = False
         self.generation = download.state.generation
+        self.led_here = download.leading
+        """Whether this process leads the transfer."""
         download.views += 1
 
     @property
@@ -193,6 +197,7 @@ class Download:
         self.changed = Changed()
         self.error: RegistryError | None = None
         self.views = 0
+        self.leading = False
         self._store = store
         self._leases = leases
         self._metadata = metadata
@@ -231,6 +236,8 @@ class Download:
 
     async def stop(self) -> None:
         """End it here; what is on disk stays to be continued by another process or after a restart."""
+        if self.leading and self.state.phase is Phase.VERIFIED:
+            await asyncio.wait({self.task}, timeout=COMMIT_WITHIN)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
@@ -255,9 +262,11 @@ class Download:
                 if lease is None:
                     return
                 try:
+                    self.leading = True
                     if await self._lead():
                         return
                 finally:
+                    self.leading = False
                     lease.release()
                 if not self._untried():
                     return
@@ -386,6 +395,9 @@ class Download:
                 # Another process finished it, in a generation that is not the one our clients saw.
                 self.error = UpstreamInvalid(f"lost track of the download of {self.digest}", upstream="")
             return True
+        if not self._untried():
+            self.error = next(reversed(self._failed.values()), None)
+            return False
         self.error = None
         ingest = await in_thread(self._store.ingest, self.digest)
         try:
@@ -394,6 +406,8 @@ class Download:
             return await self._transfer(ingest, resumed)
         finally:
             async with self._disk:
+                if not ingest.state.written and not ingest.state.ended:
+                    ingest.discard(Phase.FAILED)
                 ingest.close()
 
     async def _transfer(self, ingest: Ingest, resumed: bool) -> bool:
@@ -459,12 +473,14 @@ class Download:
 
         A body that breaks off is continued by Range, each time asked of the registry anew.
         """
-        tries, transfers, had_headers = 0, 0, False
+        tries, transfers, opened = 0, 0, False
+        whole = False  # asked for from the start, as the upstream cannot continue: what we have is skipped
         while True:
             start = ingest.state.written
+            opened = False
             try:
-                async with origin.open(start) as source:
-                    had_headers = True
+                async with origin.open(0 if whole else start) as source:
+                    opened = True
                     transfers += 1
                     self._headers(ingest, origin, source)
                     await self._copy(ingest, origin, source, skip=start - source.offset)
@@ -477,11 +493,22 @@ class Download:
                         upstream=origin.upstream.name,
                     )
                 return transfers > 1 or start > 0
-            except UpstreamInvalid:
-                raise
+            except UpstreamInvalid as error:
+                if opened or not start or whole:
+                    raise
+                log.warning("%s; asking for the whole again", error.message)
+                whole = True
             except UpstreamError as error:
                 tries = 0 if ingest.state.written > start else tries + 1
-                if not had_headers or tries >= CONTINUE_TRIES:
+                if not transfers:
+                    raise
+                if whole and tries:
+                    raise UpstreamInvalid(
+                        f"{origin.upstream.name} says that {self.digest} has {ingest.state.size} bytes, and ends after "
+                        f"{ingest.state.written}",
+                        upstream=origin.upstream.name,
+                    ) from error
+                if tries >= CONTINUE_TRIES:
                     raise
                 log.warning(
                     "%s broke off %s at %d bytes (%s); continuing",
@@ -502,7 +529,10 @@ class Download:
                 upstream=origin.upstream.name,
             )
         sources = state.sources if origin.repository.key in state.sources else (*state.sources, origin.repository.key)
-        self._publish(ingest, phase=Phase.RUNNING, size=size, sources=sources, public=state.public or source.anonymous)
+        # Public is what was fetched without credentials from its first byte to its last: an upstream that
+        # merely goes on where another broke off has not shown that it may give the rest to anybody.
+        public = source.anonymous and (state.public or not state.written)
+        self._publish(ingest, phase=Phase.RUNNING, size=size, sources=sources, public=public)
 
     async def _copy(self, ingest: Ingest, origin: Origin, source: BlobSource, *, skip: int) -> None:
         """Write the body as it comes: while one batch is hashed and written, the next is received.

@@ -16,7 +16,7 @@ from mirror.oci.ranges import ByteRange
 from mirror.registry.body import Body, Extent, SharedFile
 from mirror.registry.inflight import Changed, DownloadBody, Origin
 from mirror.store.base import BlobStore
-from mirror.store.ingest import write_all
+from mirror.store.files import write_all
 from mirror.store.threads import in_thread
 
 AHEAD = 8 * 1024 * 1024

@@ -12,7 +12,8 @@ import secrets
 from mirror.oci.names import Digest
 from mirror.store.base import OpenBlob
 from mirror.store.failures import disk_errors
-from mirror.store.ingest import Ingest, sync_folder, unlink_quietly, write_all
+from mirror.store.files import sync_folder, unlink_quietly, write_all
+from mirror.store.ingest import Ingest
 from mirror.store.residency import Residency
 from mirror.store.root import Root
 from mirror.store.state import StateReader

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
+from mirror.store.files import write_all
+
 SIZE = 16384
 _HEAD = struct.Struct("<IIQQqQQBB6x")
 _JSON_ROOM = SIZE - _HEAD.size
@@ -129,7 +131,7 @@ class StateWriter(_Mapped):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size < SIZE:
-                os.pwrite(fd, bytes(SIZE), 0)
+                write_all(fd, [bytes(SIZE)], 0)
             found = decode(os.pread(fd, SIZE, 0))
         except BaseException:
             os.close(fd)

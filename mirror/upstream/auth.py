@@ -209,7 +209,8 @@ class Authenticator:
         host = realm.host or ""
         header = None
         if self._password is not None:
-            if not realm_allowed(self._url, realm, self._realms):
+            # In a thread: the first question loads the list of public suffixes.
+            if not await asyncio.to_thread(realm_allowed, self._url, realm, self._realms):
                 raise self._report.error(
                     UpstreamTokenFailed,
                     f"its token realm {host[:120]!r} may not be given the credentials of user {self._user!r}; if it "

@@ -81,7 +81,8 @@ class RegistryClient:
             url=self._url,
             send=self._ask_realm,
             report=self._report,
-            timeout=self._timeouts.headers,
+            # a little before its waiters' own limit, so that they can say it was the token
+            timeout=0.9 * self._timeouts.headers,
             clock=clock,
         )
 

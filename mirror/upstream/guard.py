@@ -7,7 +7,6 @@ with names and notations has been resolved, and for each hop anew.
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -41,7 +40,6 @@ _NEVER: tuple[Network, ...] = tuple(
 _NAT64 = ip_network("64:ff9b::/96")
 _LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
 _COMPATIBLE = ip_network("::/96")
-_NUMERIC = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)\Z")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -209,10 +207,8 @@ def _lists(entry: str, url: URL, realm: URL) -> bool:
 
 def registrable_domain(host: str) -> str | None:
     """Return the part of a host name its owner registered ("docker.io" of "auth.docker.io"), or None."""
-    host = host.rstrip(".")
-    if ":" in host or "." not in host or _NUMERIC.match(host.rpartition(".")[2]):
-        return None  # an address, in whatever notation, or a single label
-    found = _suffixes().privatesuffix(host)
+    # Addresses and single labels are under no suffix that is listed, so they have none.
+    found = _suffixes().privatesuffix(host.rstrip("."))
     return str(found) if found else None
 
 

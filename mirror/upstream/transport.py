@@ -144,11 +144,15 @@ def _target(response: aiohttp.ClientResponse) -> URL:
         raise BadRedirect("a redirect without a Location")
     try:
         # A signed URL is good only as it was written; one that is not ASCII cannot be sent as written.
-        url = response.url.join(URL(location, encoded=location.isascii()))
-        url = url.with_fragment(None)
+        target = URL(location, encoded=location.isascii())
+        if target.scheme and not target.host:
+            raise BadRedirect("a redirect to something that is not an http URL")
+        url = response.url.join(target).with_fragment(None)
         if url.raw_user is not None or url.raw_password is not None:
             url = url.with_user(None)
         usable = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
+    except BadRedirect:
+        raise
     except ValueError as error:
         raise BadRedirect("a redirect to a malformed URL") from error
     if not usable or any(character <= " " for character in location):

@@ -1,0 +1,26 @@
+"""The ``mirror`` command: speaks to people. One file per subcommand."""
+
+from __future__ import annotations
+
+import click
+
+from mirror import __version__
+from mirror.cli.serve import serve
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.version_option(__version__, prog_name="mirror")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """A pull-through caching mirror and registry for container images.
+
+    Start it with "mirror serve". It needs no configuration: it then listens on 127.0.0.1:5000 and fetches from the
+    well-known public registries what it does not have yet. What it has, it serves without asking anybody.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+main.add_command(serve)

@@ -1,0 +1,63 @@
+"""One service per root: a lock its parent takes and every worker inherits.
+
+It is a lock of the open file, not of the process (flock): the root stays owned until the last process that got
+the descriptor by fork has ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from mirror.server import neighbours
+from mirror.worker import StartupError
+
+_PATIENCE = 5.0  # seconds the last workers of a parent that is gone are given to end
+
+
+def take_root(root: Path) -> int:
+    """Make the root if need be, own it, and return the descriptor that holds the lock.
+
+    Raises: StartupError when it cannot be made or written, or another service owns it.
+    """
+    path = root / "owner.lock"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartupError(
+            f"cannot use the folder {root}: {error.strerror}; "
+            "choose one this user may write, with --root or storage.root"
+        ) from error
+    deadline = time.monotonic() + _PATIENCE
+    while not _try_lock(fd):
+        holder = _holder(fd)
+        if (holder is None or neighbours.alive(holder)) or time.monotonic() >= deadline:
+            os.close(fd)
+            who = neighbours.describe(holder) if holder else "another process"
+            raise StartupError(
+                f"the folder {root} is in use by another mirror, {who}; stop it, or choose another folder with "
+                "--root or storage.root"
+            )
+        time.sleep(0.02)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError:
+        pass  # a full disk: the number only serves a message
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,93 @@
+"""A service of real processes around a small application, for tests: ``python stub_service.py '<json>'``.
+
+Settings: config (as of ``Config``), hang_limit, and how it is to fail at its start: refuse, crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from mirror.config import Config
+from mirror.logs import setup_logging
+from mirror.server import serve
+from mirror.worker import StartupError, WorkerContext
+
+SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
+
+
+async def build_app(config: Config, worker: WorkerContext) -> web.Application:
+    failure = SETTINGS.get("fail")
+    if failure and (not SETTINGS.get("fail_if") or Path(SETTINGS["fail_if"]).exists()):
+        if failure == "refuse":
+            raise StartupError("the stub does not like it here")
+        if failure == "oserror":
+            raise PermissionError(13, "Permission denied", "/some/where")
+        os._exit(3)
+
+    async def who(request: web.Request) -> web.Response:
+        worker.metrics.requests.labels("GET", "who", "200").inc()
+        return web.json_response({"pid": os.getpid(), "slot": worker.slot, "workers": worker.workers})
+
+    async def healthz(request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(request: web.Request) -> web.Response:
+        return web.Response(status=503 if worker.stopping() else 200)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        """Send "started", then "finished" when the file of that name exists."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"started\n")
+        while not os.path.exists(request.query["until"]):
+            await asyncio.sleep(0.01)
+        await response.write(b"finished\n")
+        return response
+
+    async def large(request: web.Request) -> web.StreamResponse:
+        """Send 8 MiB in pieces, and make the file when the last piece has been written, not sent."""
+        response = web.StreamResponse(headers={"Content-Length": str(8 * 1024 * 1024)})
+        await response.prepare(request)
+        for _ in range(256):
+            await response.write(bytes(32 * 1024))
+        await response.write_eof()
+        Path(request.query["done"]).touch()
+        return response
+
+    async def block(request: web.Request) -> web.Response:
+        time.sleep(3600)
+        return web.Response()
+
+    async def hold(request: web.Request) -> web.Response:
+        worker.metrics.downloads.inc()
+        return web.json_response({"pid": os.getpid()})
+
+    async def log(request: web.Request) -> web.Response:
+        worker.access_log.write({"path": request.query["mark"], "pid": os.getpid()})
+        return web.Response()
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(body=await asyncio.to_thread(worker.metrics.render))
+
+    app = web.Application()
+    for handler in (who, healthz, readyz, slow, large, block, hold, log, metrics):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    return app
+
+
+if __name__ == "__main__":
+    setup_logging()
+    try:
+        sys.exit(
+            serve(Config.model_validate(SETTINGS["config"]), build_app, hang_limit=SETTINGS.get("hang_limit", 10.0))
+        )
+    except StartupError as error:
+        sys.exit(f"mirror: {error}")

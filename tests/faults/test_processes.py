@@ -1,0 +1,602 @@
+"""Processes: real ones, real signals, real kill -9. The application is a stub; what minds it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trustme
+
+from mirror.config import ListenAddress
+from mirror.server.sockets import reserve
+from mirror.worker import StartupError
+
+PROJECT = Path(__file__).parents[2]
+STUB = Path(__file__).with_name("stub_service.py")
+PATIENCE = 20.0
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, PR_SET_PDEATHSIG")
+
+T = TypeVar("T")
+
+
+def eventually(get: Callable[[], T], *, seconds: float = PATIENCE) -> T:
+    """Return what ``get`` gives as soon as that is true; fail after the time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = get()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Service:
+    """A stub service. Its last words are in ``said``."""
+
+    def __init__(self, root: Path, log: Path, **settings: Any) -> None:
+        config = {"listen": ["127.0.0.1:0"], "workers": 1, "shutdown_delay": 0, "drain_timeout": 10}
+        config |= {"upstreams": {}, "default_upstream": None, "storage": {"root": str(root)}}
+        config |= settings.pop("config", {})
+        self._log = log
+        self._tls: ssl.SSLContext | None = settings.pop("trust", None)
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(STUB), json.dumps({"config": config, **settings})],
+                cwd=PROJECT,
+                env=os.environ | {"PYTHONPATH": str(PROJECT)},
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def messages(self) -> list[str]:
+        return [json.loads(line).get("message", "") for line in self.said.splitlines() if line.startswith("{")]
+
+    def ready(self) -> Service:
+        """Wait until it listens."""
+
+        def announced() -> bool:
+            assert self.process.poll() is None, self.said
+            return any(message.startswith("listening on ") for message in self.messages())
+
+        eventually(announced)
+        url = next(message for message in self.messages() if message.startswith("listening on "))
+        self.port = int(url.rpartition(":")[2])
+        return self
+
+    def open(self) -> http.client.HTTPConnection:
+        if self._tls:
+            return http.client.HTTPSConnection("localhost", self.port, timeout=PATIENCE, context=self._tls)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def ask(self, path: str, **headers: str) -> tuple[int, bytes]:
+        """Ask over a new connection."""
+        with contextlib.closing(self.open()) as connection:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def try_ask(self, path: str) -> bytes | None:
+        """Ask, None when the process that accepted ends before it answers."""
+        try:
+            return self.ask(path)[1]
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def who(self) -> dict[str, int] | None:
+        body = self.try_ask("/who")
+        return json.loads(body) if body else None
+
+    def workers(self, count: int) -> dict[int, int]:
+        """Return slot → pid when that many different slots have answered."""
+        found: dict[int, int] = {}
+
+        def all_seen() -> bool:
+            if answer := self.who():
+                found[answer["slot"]] = answer["pid"]
+            return len(found) == count
+
+        eventually(all_seen)
+        return found
+
+    def metric(self, name: str) -> float:
+        body = self.ask("/metrics")[1].decode()
+        return sum(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(name))
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def refused(self) -> str:
+        """Return the one line it ended with; it must have ended with code 1 and no traceback."""
+        assert self.wait() == 1, self.said
+        lines = self.said.splitlines()
+        assert "Traceback" not in self.said
+        assert len(lines) == 1, self.said
+        return lines[0]
+
+    def end(self) -> None:
+        """End whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start services; the same root unless another is named."""
+    started: list[Service] = []
+
+    def start(root: str = "root", **settings: Any) -> Service:
+        started.append(Service(tmp_path / root, tmp_path / f"log{len(started)}", **settings))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.end()
+
+
+def config(service: Service, **more: Any) -> dict[str, Any]:
+    """Return the settings that make another service want the same port."""
+    return {"listen": [f"127.0.0.1:{service.port}"], **more}
+
+
+# ---- starting ----
+
+
+def test_four_workers_share_the_port_that_0_found(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 4}).ready()
+    assert service.port != 0
+    pids = service.workers(4)
+    assert set(pids) == {0, 1, 2, 3}
+    assert len(set(pids.values())) == 4
+    assert service.pid not in pids.values()
+
+
+def test_says_where_it_listens_and_with_what_once(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(config={"workers": 2, "listen": ["127.0.0.1:0", "localhost:0"]}).ready()
+    lines = [json.loads(line) for line in service.said.splitlines()]
+    assert [line["message"].rpartition(":")[0] for line in lines] == ["listening on http://127.0.0.1"] * 2
+    assert all((line["workers"], line["root"]) == (2, str(tmp_path / "root")) for line in lines)
+
+
+def test_root_is_made_for_its_owner_alone(start: Callable[..., Service], tmp_path: Path) -> None:
+    start(root="some/deeper/root").ready()
+    assert (tmp_path / "some/deeper/root").stat().st_mode & 0o777 == 0o700
+
+
+def test_root_that_cannot_be_made_is_one_line(start: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = start(root="file/root").refused()
+    assert str(tmp_path / "file/root") in line
+    assert "--root" in line
+
+
+def test_second_service_on_a_port_is_refused(start: Callable[..., Service]) -> None:
+    first = start(config={"workers": 2}).ready()
+    line = start(root="other", config=config(first)).refused()
+    assert f"127.0.0.1:{first.port}: the port is in use by pid {first.pid} (" in line
+    assert "stub_service.py" in line
+    assert first.ask("/healthz") == (200, b"ok")
+
+
+def test_second_service_on_a_root_is_refused(start: Callable[..., Service], tmp_path: Path) -> None:
+    first = start().ready()
+    line = start().refused()
+    assert f"{tmp_path / 'root'} is in use by another mirror, pid {first.pid} (" in line
+    assert first.ask("/healthz") == (200, b"ok")
+
+
+def test_both_are_free_again_after_it_stopped(start: Callable[..., Service]) -> None:
+    first = start().ready()
+    # The side that closes first keeps the connection in TIME_WAIT: this time the server.
+    first.ask("/healthz", Connection="close")
+    time_wait = f":{first.port:04X} "
+    table = Path("/proc/net/tcp").read_text().splitlines()
+    assert any(time_wait in " ".join(line.split()[1:2]) + " " and line.split()[3] == "06" for line in table)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    second = start(config=config(first)).ready()
+    assert second.port == first.port
+    assert second.ask("/healthz") == (200, b"ok")
+
+
+@pytest.mark.parametrize("options", [[], [socket.SO_REUSEADDR], [socket.SO_REUSEADDR, socket.SO_REUSEPORT]])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_port_of_another_program_names_it(start: Callable[..., Service], options: list[int], host: str) -> None:
+    script = (
+        "import socket, sys, time\ns = socket.socket()\n"
+        "for option in sys.argv[2:]: s.setsockopt(socket.SOL_SOCKET, int(option), 1)\n"
+        "s.bind((sys.argv[1], 0)); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, host, *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            port = int(other.stdout.readline())
+            line = start(config={"listen": [f"127.0.0.1:{port}"]}).refused()
+            assert f"in use by pid {other.pid} (python" in line
+            assert "socket.socket()" not in line  # options of another's command are nobody's business
+        finally:
+            other.kill()
+
+
+def test_reserved_address_is_refused_before_anybody_listens() -> None:
+    first = reserve(ListenAddress("127.0.0.1", 0))
+    with first.held:
+        port = first.address[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port}: the port is in use"):
+            reserve(ListenAddress("127.0.0.1", port))
+        with first.open() as ours:
+            ours.listen()  # while our own workers may
+    with reserve(ListenAddress("127.0.0.1", port)).held:
+        pass
+
+
+def test_address_is_ours_although_another_server_left_connections_behind() -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()
+    with socket.socket() as plain, pytest.raises(OSError, match="in use"):
+        plain.bind(("127.0.0.1", port))  # they are there
+    reservation = reserve(ListenAddress("127.0.0.1", port))
+    with reservation.held, pytest.raises(StartupError, match="in use"):
+        reserve(ListenAddress("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("192.0.2.1", "this machine has no such address"), ("no-such-name.invalid", "not an address or name")],
+    ids=["not-ours", "unknown"],
+)
+def test_address_that_cannot_be_had_is_said(host: str, says: str) -> None:
+    with pytest.raises(StartupError, match=f"cannot listen on {host}:5000: .*{says}"):
+        reserve(ListenAddress(host, 5000))
+
+
+def test_ipv4_and_ipv6_of_one_port_go_together() -> None:
+    try:
+        first = reserve(ListenAddress("::1", 0))
+    except StartupError:
+        pytest.skip("no IPv6 loopback here")
+    with first.held, reserve(ListenAddress("127.0.0.1", first.address[1])).held:
+        assert first.url("https") == f"https://[::1]:{first.address[1]}"
+
+
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [
+        ("refuse", "mirror: the stub does not like it here"),
+        ("oserror", "mirror: [Errno 13] Permission denied: '/some/where'"),
+    ],
+)
+def test_worker_that_cannot_start_ends_the_service_with_its_line(
+    start: Callable[..., Service], fail: str, says: str
+) -> None:
+    assert start(fail=fail, config={"workers": 3}).refused() == says
+
+
+def test_workers_that_crash_at_start_end_the_service(start: Callable[..., Service]) -> None:
+    service = start(fail="crash")
+    assert service.wait() == 1
+    assert sum("ended: exit code 3" in message for message in service.messages()) == 2
+    assert service.said.splitlines()[-1].startswith("mirror: the workers end as soon as they start")
+
+
+# ---- TLS ----
+
+
+def test_tls(start: Callable[..., Service], tmp_path: Path) -> None:
+    authority = trustme.CA()
+    made = authority.issue_cert("localhost")
+    made.private_key_pem.write_to_path(tmp_path / "key")
+    for at, pem in enumerate(made.cert_chain_pems):
+        pem.write_to_path(tmp_path / "crt", append=at > 0)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    tls = {"certificate": str(tmp_path / "crt"), "key": str(tmp_path / "key")}
+    service = start(config={"tls": tls, "workers": 2}, trust=trust).ready()
+    assert service.messages()[0].startswith("listening on https://127.0.0.1:")
+    assert service.ask("/healthz") == (200, b"ok")
+
+
+def test_tls_key_of_another_certificate_is_one_line(start: Callable[..., Service], tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").cert_chain_pems[0].write_to_path(tmp_path / "crt")
+    authority.issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "key")
+    line = start(config={"tls": {"certificate": str(tmp_path / "crt"), "key": str(tmp_path / "key")}}).refused()
+    assert line.startswith("mirror: tls: cannot use certificate")
+    assert "MISMATCH" in line
+
+
+# ---- replacing ----
+
+
+def test_dead_worker_is_replaced(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}).ready()
+    before = service.workers(2)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: not alive(before[0]))
+    after = eventually(lambda: (now := service.workers(2))[0] != before[0] and now)
+    assert after[1] == before[1]
+    assert any(f"(pid {before[0]}) ended: killed by SIGKILL" in message for message in service.messages())
+
+
+def test_only_worker_killed_again_and_again_comes_back(start: Callable[..., Service]) -> None:
+    service = start().ready()
+    seen = set()
+    for _ in range(3):
+        pid = eventually(service.who)["pid"]
+        seen.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: not alive(pid))
+    assert eventually(service.who)["pid"] not in seen
+    pauses = [message.rpartition("replaced in ")[2] for message in service.messages() if "replaced in" in message]
+    assert pauses == ["0 s", "0.5 s", "1 s"]
+
+
+def test_hung_worker_is_killed_and_replaced(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}, hang_limit=1.0).ready()
+    before = service.workers(2)
+    hung = None
+    while hung is None:
+        # Which worker gets a connection is the kernel's choice: the one that answers /who over it is known.
+        with contextlib.closing(service.open()) as connection:
+            connection.request("GET", "/who")
+            answer = json.loads(connection.getresponse().read())
+            if answer["slot"] == 1:
+                hung = answer["pid"]
+                connection.request("GET", "/block")
+                with pytest.raises((OSError, http.client.HTTPException)):
+                    connection.getresponse()
+    eventually(lambda: not alive(hung))
+    after = eventually(lambda: (now := service.workers(2))[1] != before[1] and now)
+    assert after[0] == before[0]  # its sibling ticked all the time
+    assert any(f"(pid {hung}) has hung for 1 s and is killed" in message for message in service.messages())
+
+
+def test_stopped_and_continued_service_keeps_its_workers(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}, hang_limit=1.0).ready()
+    before = service.workers(2)
+    os.killpg(service.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    eventually(lambda: time.monotonic() > stopped + 1.5)
+    os.killpg(service.pid, signal.SIGCONT)
+    for round in (1, 2):  # the parent answers the second one after it has looked at its workers
+        service.signal(signal.SIGHUP)
+        eventually(lambda round=round: sum("SIGHUP" in message for message in service.messages()) == round)
+    assert service.workers(2) == before
+
+
+def test_replacement_that_cannot_start_does_not_end_a_service_others_serve(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    trouble = tmp_path / "trouble"
+    service = start(config={"workers": 2}, fail="refuse", fail_if=str(trouble)).ready()
+    before = service.workers(2)
+    trouble.write_text("")
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: any("ended: the stub does not like it here" in message for message in service.messages()))
+    assert eventually(service.who)["pid"] == before[1]
+    trouble.unlink()
+    assert service.workers(2)[1] == before[1]
+
+
+# ---- ending ----
+
+
+def test_workers_end_with_their_parent_and_leave_root_and_port(start: Callable[..., Service]) -> None:
+    first = start(config={"workers": 3}).ready()
+    pids = first.workers(3).values()
+    assert all(map(alive, pids))
+    first.signal(signal.SIGKILL)
+    # At once, as a service manager would, while the last of them may still be there.
+    second = start(config=config(first, workers=3)).ready()
+    assert not any(map(alive, pids))
+    assert not set(second.workers(3).values()) & set(pids)
+
+
+def test_root_is_owned_until_the_last_worker_is_gone(tmp_path: Path) -> None:
+    from mirror.server.owner import take_root
+
+    release, hold = os.pipe()
+    fd = take_root(tmp_path / "root")
+    child = os.fork()
+    if child == 0:
+        os.close(hold)
+        os.read(release, 1)
+        os._exit(0)
+    os.close(fd)  # the parent's own hold; its pid is alive, so that nobody waits for it
+    try:
+        with pytest.raises(StartupError, match=f"in use by another mirror, pid {os.getpid()} "):
+            take_root(tmp_path / "root")
+    finally:
+        os.close(hold)
+        os.close(release)
+        os.waitpid(child, 0)
+    os.close(take_root(tmp_path / "root"))
+
+
+def test_sigterm_unready_then_draining_then_gone(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(config={"workers": 2, "shutdown_delay": 1.5}).ready()
+    service.workers(2)
+    assert service.ask("/readyz")[0] == 200
+    gate = tmp_path / "gate"
+    with contextlib.closing(service.open()) as running, contextlib.closing(service.open()) as idle:
+        running.request("GET", f"/slow?until={gate}")
+        response = running.getresponse()
+        assert response.readline() == b"started\n"
+        idle.request("GET", "/healthz")
+        idle.getresponse().read()
+        service.signal(signal.SIGTERM)
+        eventually(lambda: any(message.startswith("SIGTERM") for message in service.messages()))
+        assert {service.ask("/readyz")[0] for _ in range(12)} == {503}  # each over a new connection: both workers
+        assert service.ask("/healthz") == (200, b"ok")
+        eventually(lambda: any(message.startswith("draining") for message in service.messages()))
+        eventually(lambda: service.try_ask("/healthz") is None)  # not accepting any more
+        assert idle.sock is not None
+        assert idle.sock.recv(1) == b""  # nothing to wait for there
+        assert service.process.poll() is None
+        gate.write_text("")
+        assert response.read() == b"finished\n"
+    assert service.wait() == 0
+    assert service.messages()[-1] == "stopped"
+    assert "cut off" not in service.said
+
+
+def test_interrupt_from_the_terminal_drains_without_delay(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(config={"workers": 2, "shutdown_delay": 600}).ready()
+    gate = tmp_path / "gate"
+    with contextlib.closing(service.open()) as running:
+        running.request("GET", f"/slow?until={gate}")
+        response = running.getresponse()
+        assert response.readline() == b"started\n"
+        os.killpg(service.pid, signal.SIGINT)  # a terminal sends it to every process
+        eventually(lambda: any(message.startswith("draining") for message in service.messages()))
+        gate.write_text("")
+        assert response.read() == b"finished\n"
+    assert service.wait() == 0
+    assert "SIGINT again" not in service.said
+
+
+def test_requests_that_do_not_end_are_cut_off_at_the_limit(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(config={"drain_timeout": 0.3}).ready()
+    with contextlib.closing(service.open()) as running:
+        running.request("GET", f"/slow?until={tmp_path / 'never'}")
+        response = running.getresponse()
+        assert response.readline() == b"started\n"
+        service.signal(signal.SIGTERM)
+        with pytest.raises(http.client.IncompleteRead):
+            response.read()
+    assert service.wait() == 0
+    assert any("did not end within drain_timeout" in message for message in service.messages())
+    assert not any("did not end in time and is killed" in message for message in service.messages())
+
+
+def test_last_bytes_of_a_finished_response_are_waited_for(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start().ready()
+    done = tmp_path / "done"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", service.port))
+        client.sendall(f"GET /large?done={done} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        received = b""
+        while not done.exists():
+            received += client.recv(4096)
+        service.signal(signal.SIGTERM)
+        eventually(lambda: any(message.startswith("draining") for message in service.messages()))
+        eventually(lambda: not listening(service.port))
+        while piece := client.recv(65536):
+            received += piece
+    assert len(received.partition(b"\r\n\r\n")[2]) == 8 * 1024 * 1024
+    assert service.wait() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_it_at_once(start: Callable[..., Service], tmp_path: Path, second: signal.Signals) -> None:
+    service = start(config={"workers": 2, "shutdown_delay": 600, "drain_timeout": 600}).ready()
+    pids = service.workers(2).values()
+    service.signal(signal.SIGTERM)
+    eventually(lambda: any(message.startswith("SIGTERM") for message in service.messages()))
+    service.signal(second)
+    assert service.wait() == 128 + second
+    assert not any(map(alive, pids))
+
+
+def test_workers_obey_their_parent_alone(start: Callable[..., Service]) -> None:
+    service = start().ready()
+    worker = service.workers(1)[0]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(worker, number)
+    assert service.workers(1)[0] == worker
+    service.signal(signal.SIGHUP)
+    eventually(lambda: any(message.startswith("SIGHUP is ignored") for message in service.messages()))
+    assert service.workers(1)[0] == worker
+
+
+# ---- counting ----
+
+
+def test_metrics_are_summed_over_workers_and_survive_one(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}).ready()
+    before = service.workers(2)
+    asked = service.metric("mirror_requests_total")
+    assert asked >= 2
+    held = json.loads(service.ask("/hold")[1])["pid"]
+    assert service.metric("mirror_downloads_in_flight") == 1
+    assert service.metric("mirror_build_info") == 1
+    os.kill(held, signal.SIGKILL)
+    eventually(lambda: not alive(held))
+    eventually(lambda: held not in service.workers(2).values())
+    assert before != service.workers(2)
+    assert service.metric("mirror_requests_total") > asked
+    assert service.metric("mirror_downloads_in_flight") == 0
+
+
+def test_a_dead_workers_gauges_do_not_wait_for_its_successor(start: Callable[..., Service], tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    service = start(config={"workers": 2}, fail="refuse", fail_if=str(trouble)).ready()
+    service.workers(2)
+    held = json.loads(service.ask("/hold")[1])["pid"]
+    trouble.write_text("")
+    os.kill(held, signal.SIGKILL)
+    eventually(lambda: any(f"(pid {held}) ended" in message for message in service.messages()))
+    assert eventually(service.who)["pid"] != held
+    assert service.metric("mirror_downloads_in_flight") == 0
+
+
+def test_counts_start_anew_with_the_service(start: Callable[..., Service]) -> None:
+    first = start(config={"workers": 3}).ready()
+    first.workers(3)
+    assert first.metric("mirror_requests_total") >= 3
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    second = start().ready()
+    assert second.metric("mirror_requests_total") == 0
+
+
+def test_access_log_is_written_while_running_and_at_the_end(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}).ready()
+    service.ask("/log?mark=one")
+    eventually(lambda: '"path":"one"' in service.said)
+    for _ in range(8):
+        service.ask("/log?mark=last")
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert service.said.count('"path":"last"') == 8

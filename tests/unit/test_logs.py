@@ -1,0 +1,220 @@
+"""Logs: whole lines, never waiting, whatever stderr is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pty
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.logs import AccessLog, HumanFormatter, JsonFormatter
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        try:
+            os.close(end)
+        except OSError:
+            pass
+
+
+def record(message: str, **fields: Any) -> logging.LogRecord:
+    made = logging.LogRecord("mirror.test", logging.WARNING, __file__, 1, message, (), None)
+    made.fields = fields
+    return made
+
+
+def read_all(fd: int) -> bytes:
+    """Read what is there now."""
+    os.set_blocking(fd, False)
+    found = b""
+    try:
+        while piece := os.read(fd, 65536):
+            found += piece
+    except BlockingIOError:
+        pass
+    return found
+
+
+# ---- records ----
+
+
+def test_json_record_is_one_object_on_one_line() -> None:
+    line = JsonFormatter().format(record('new\nline "quoted"', root="/x", upstreams=["a", "b"]))
+    assert "\n" not in line
+    found = json.loads(line)
+    assert found["message"] == 'new\nline "quoted"'
+    assert (found["level"], found["logger"], found["pid"]) == ("warning", "mirror.test", os.getpid())
+    assert (found["root"], found["upstreams"]) == ("/x", ["a", "b"])
+    assert found["time"].endswith("Z")
+
+
+def test_json_record_holds_the_traceback() -> None:
+    made = record("failed")
+    try:
+        raise KeyError("here")
+    except KeyError as error:
+        made.exc_info = (type(error), error, error.__traceback__)
+    assert "KeyError: 'here'" in json.loads(JsonFormatter().format(made))["exception"]
+
+
+def test_human_record_cannot_steer_the_terminal() -> None:
+    line = HumanFormatter().format(record("upstream said \x1b[31mred\nfake line", upstreams=["a", "b"]))
+    assert "\x1b" not in line
+    assert "\n" not in line
+    assert line.endswith("warning upstream said \\x1b[31mred\\x0afake line upstreams=a,b")
+
+
+# ---- the access log ----
+
+
+async def test_lines_come_together_within_the_delay(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1])
+    log.write({"method": "GET", "path": "/v2/", "status": 200})
+    log.write({"method": "GET", "path": Path("/x"), "status": None})
+    assert read_all(pipe[0]) == b""  # collected
+    deadline = time.monotonic() + 10
+    while not (found := read_all(pipe[0])):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    first, second = map(json.loads, found.splitlines())
+    assert (first["method"], first["path"], first["status"]) == ("GET", "/v2/", 200)
+    assert (second["path"], second["status"]) == ("/x", None)
+    assert next(iter(first)) == "time"
+    log.close()
+
+
+async def test_a_full_batch_does_not_wait(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = AccessLog(file.fileno())
+        log.delay = 3600
+        line = {"path": "x" * 1000}
+        while log._size + 1100 < log.batch:
+            log.write(line)
+        assert (tmp_path / "log").stat().st_size == 0
+        log.write(line)
+        log.write(line)
+        assert (tmp_path / "log").stat().st_size >= log.batch
+        log.close()
+
+
+async def test_close_writes_the_rest(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1])
+    log.write({"path": "last"})
+    log.close()
+    assert json.loads(read_all(pipe[0]))["path"] == "last"
+
+
+async def test_a_reader_that_sleeps_is_not_waited_for_and_gets_whole_lines(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1])
+    log.limit, log.patience = 256 * 1024, 0.0
+    flags = os.get_blocking(pipe[1])
+    for number in range(20_000):  # much more than pipe and limit hold: would block for ever if it could
+        log.write({"number": number})
+    assert os.get_blocking(pipe[1]) is flags is True  # shared with others: not ours to change
+    found = b""
+    while piece := read_all(pipe[0]):
+        found += piece
+        log.flush()
+    log.write({"number": "after"})
+    log.close()
+    found += read_all(pipe[0])
+    lines = [json.loads(line) for line in found.splitlines()]
+    numbers = [line["number"] for line in lines if "number" in line]
+    assert numbers[:-1] == list(range(len(numbers) - 1))
+    assert numbers[-1] == "after"
+    dropped = [line["lines"] for line in lines if "lines" in line]
+    assert dropped == [20_000 - (len(numbers) - 1)]
+    assert dropped[0] > 0
+
+
+def test_processes_sharing_a_pipe_do_not_mix_lines(pipe: tuple[int, int]) -> None:
+    children = []
+    for child in range(3):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(pipe[0])
+                log = AccessLog(pipe[1])
+                log.patience = 30
+                for number in range(3000):
+                    log._lines.append(log._format({"child": child, "number": number, "fill": "y" * (number % 300)}))
+                log.close()
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(pid)
+    os.close(pipe[1])
+    found = b""
+    while piece := os.read(pipe[0], 16384):
+        found += piece
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    lines = [json.loads(line) for line in found.splitlines()]
+    for child in range(3):
+        assert [line["number"] for line in lines if line["child"] == child] == list(range(3000))
+
+
+async def test_nobody_reading_any_more_is_no_error(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1])
+    os.close(pipe[0])
+    for _ in range(200):
+        log.write({"path": "x" * 1000})
+    log.close()
+
+
+async def test_a_closed_descriptor_is_no_error(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1])
+    os.close(pipe[1])
+    log.write({"path": "x"})
+    log.close()
+
+
+async def test_a_socket_for_stderr_is_not_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        log = AccessLog(ours.fileno())
+        log.patience = 0.0
+        for number in range(40_000):
+            log.write({"number": number})
+        log.close()
+        found = read_all(theirs.fileno())
+    assert json.loads(found.splitlines()[0])["number"] == 0
+
+
+async def test_a_file_shared_with_others_is_appended_to(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        file.write(b"before\n")
+        log = AccessLog(file.fileno())
+        log.write({"path": "x"})
+        log.close()
+        file.write(b"after\n")
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    assert (lines[0], lines[2]) == (b"before", b"after")
+    assert json.loads(lines[1])["path"] == "x"
+
+
+async def test_lines_for_people_on_a_terminal() -> None:
+    main, terminal = pty.openpty()
+    try:
+        log = AccessLog(terminal)
+        log.write({"method": "GET", "path": "/v2/\x1b[31m", "upstream": None, "status": 200})
+        log.close()
+        line = os.read(main, 4096).decode().strip()
+        assert line.endswith("method=GET path=/v2/\\x1b[31m status=200")
+        assert not line.startswith("{")
+    finally:
+        os.close(main)
+        os.close(terminal)

@@ -1,0 +1,173 @@
+"""Which repository a request means: the closed world, as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from mirror.config import Upstream
+from mirror.oci.errors import NameInvalid, NameUnknown
+from mirror.upstream.router import Router
+
+UPSTREAMS = {
+    "docker.io": Upstream(url="https://registry-1.docker.io"),
+    "quay.io": Upstream(url="https://quay.io", names=("quay.example.net:8443",)),
+    "gcr.io": Upstream(url="https://gcr.io"),
+    "corp": Upstream(url="https://registry.corp.example", names=("registry.corp.example",)),
+    "127.0.0.1:5001": Upstream(url="http://127.0.0.1:5001"),
+    "[::1]:5001": Upstream(url="http://[::1]:5001"),
+}
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router(UPSTREAMS, "docker.io", ["local/**", "team-*/app", "deep/**/leaf"])
+
+
+def ask(router: Router, name: str, ns: str | None = None, host: str | None = None, prefix: str | None = None) -> str:
+    found = router.route(ns=ns, host=host, prefix=prefix, name=name)
+    return f"{found.source or '(local)'} {found.name}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"name": "library/alpine"}, "docker.io library/alpine"),
+        ({"name": "alpine"}, "docker.io library/alpine"),
+        ({"name": "a/b/c"}, "docker.io a/b/c"),
+        # ns
+        ({"ns": "quay.io", "name": "x/y"}, "quay.io x/y"),
+        ({"ns": "quay.io", "name": "x"}, "quay.io x"),
+        ({"ns": "QUAY.io", "name": "x"}, "quay.io x"),
+        ({"ns": "quay.example.net:8443", "name": "x"}, "quay.io x"),
+        ({"ns": "index.docker.io", "name": "alpine"}, "docker.io library/alpine"),
+        ({"ns": "registry-1.docker.io", "name": "a/b"}, "docker.io a/b"),
+        ({"ns": "127.0.0.1:5001", "name": "x"}, "127.0.0.1:5001 x"),
+        ({"ns": "[::1]:5001", "name": "x"}, "[::1]:5001 x"),
+        ({"ns": "docker.io", "name": "docker.io/alpine"}, "docker.io library/alpine"),
+        ({"ns": "docker.io", "name": "index.docker.io/a/b"}, "docker.io a/b"),
+        ({"ns": "gcr.io", "name": "google.com/sdk/x"}, "gcr.io google.com/sdk/x"),
+        ({"ns": "gcr.io", "name": "quay.io/x"}, "gcr.io quay.io/x"),
+        ({"ns": "docker.io", "name": "local/x"}, "docker.io local/x"),
+        ({"ns": "", "name": "x/y"}, "docker.io x/y"),
+        # ns before Host before prefix before the name
+        ({"ns": "quay.io", "host": "gcr.io", "prefix": "corp", "name": "docker.io/x/y"}, "quay.io docker.io/x/y"),
+        ({"host": "gcr.io", "prefix": "corp", "name": "x/y"}, "gcr.io x/y"),
+        ({"prefix": "corp", "name": "quay.io/y"}, "corp quay.io/y"),
+        # Host
+        ({"host": "quay.io", "name": "x"}, "quay.io x"),
+        ({"host": "quay.io:5000", "name": "x"}, "quay.io x"),
+        ({"host": "Quay.IO", "name": "quay.io/x"}, "quay.io x"),
+        ({"host": "quay.example.net:8443", "name": "x"}, "quay.io x"),
+        ({"host": "127.0.0.1:5001", "name": "x"}, "127.0.0.1:5001 x"),
+        ({"host": "[::1]:5001", "name": "x"}, "[::1]:5001 x"),
+        ({"host": "mirror.example.org:5000", "name": "x/y"}, "docker.io x/y"),
+        ({"host": "mirror.example.org:5000", "name": "quay.io/y"}, "quay.io y"),
+        ({"host": "quay.example.net", "name": "x/y"}, "docker.io x/y"),
+        # prefix
+        ({"prefix": "docker.io", "name": "alpine"}, "docker.io library/alpine"),
+        ({"prefix": "corp", "name": "alpine"}, "corp alpine"),
+        ({"prefix": "corp", "name": "local/x"}, "corp local/x"),
+        # the first part of the name
+        ({"name": "docker.io/library/alpine"}, "docker.io library/alpine"),
+        ({"name": "docker.io/alpine"}, "docker.io library/alpine"),
+        ({"name": "quay.io/a/b"}, "quay.io a/b"),
+        ({"name": "corp/a/b"}, "corp a/b"),
+        ({"name": "127.0.0.1:5001/a"}, "127.0.0.1:5001 a"),
+        ({"name": "gcr.io/google.com/sdk/x"}, "gcr.io google.com/sdk/x"),
+        ({"name": "quay.io"}, "docker.io library/quay.io"),
+        ({"name": "corp"}, "docker.io library/corp"),
+        # local
+        ({"name": "local/x"}, "(local) local/x"),
+        ({"name": "local/x/y/z"}, "(local) local/x/y/z"),
+        ({"name": "local"}, "docker.io library/local"),
+        ({"name": "localx/y"}, "docker.io localx/y"),
+        ({"name": "x/local/y"}, "docker.io x/local/y"),
+        ({"name": "team-a/app"}, "(local) team-a/app"),
+        ({"name": "team-a/b/app"}, "docker.io team-a/b/app"),
+        ({"name": "team-a/app/x"}, "docker.io team-a/app/x"),
+        ({"name": "deep/leaf"}, "(local) deep/leaf"),
+        ({"name": "deep/a/b/leaf"}, "(local) deep/a/b/leaf"),
+        ({"name": "deep/a/leafy"}, "docker.io deep/a/leafy"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_request_means_one_repository(router: Router, asked: dict[str, str], meant: str) -> None:
+    assert ask(router, **asked) == meant
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ns": "ghcr.io", "name": "x/y"},
+        {"ns": "nothing", "name": "x/y"},
+        {"ns": "quay.io.evil.example", "name": "x/y"},
+        {"ns": "quay.io:443", "name": "x/y"},
+        {"ns": "quay.example.net", "name": "x/y"},
+        {"ns": "169.254.169.254", "name": "latest/meta-data"},
+        {"ns": "http://quay.io", "name": "x"},
+        {"ns": "ghcr.io", "host": "quay.io", "name": "quay.io/y"},
+        {"prefix": "ghcr.io", "name": "x/y"},
+        {"prefix": "hub", "name": "x/y"},
+        {"name": "ghcr.io/x/y"},
+        {"name": "localhost/x"},
+        {"name": "LOCALHOST/x"},
+        {"name": "localhost:5000/x"},
+        {"name": "127.0.0.1/x"},
+        {"name": "[::1]:80/x"},
+        {"name": "registry:5000/x"},
+    ],
+    ids=str,
+)
+def test_a_registry_that_is_not_configured_is_unknown(router: Router, asked: dict[str, str]) -> None:
+    with pytest.raises(NameUnknown) as caught:
+        ask(router, **asked)
+    named = asked.get("ns") or asked.get("prefix") or asked["name"].split("/")[0]
+    assert repr(named) in caught.value.message
+    assert "upstreams" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "a//b", "A/b", "library/Alpine", "../x", "a/../b", "a/./b", "x/", "/x", "a b", "a%2Fb", "a\n", "é/x",
+     "quay.io/", "quay.io/../x", "quay.io//x", "local/../x", "-a/b", "a" * 256, "a\x00b"],
+)  # fmt: skip
+def test_bad_names_are_invalid(router: Router, name: str) -> None:
+    with pytest.raises(NameInvalid):
+        ask(router, name)
+
+
+def test_a_name_is_measured_after_library_was_put_before_it(router: Router) -> None:
+    longest = 255 - len("library/")
+    assert ask(router, "a" * longest) == "docker.io library/" + "a" * longest
+    with pytest.raises(NameInvalid):
+        ask(router, "a" * (longest + 1))
+
+
+def test_local_may_hold_names_that_look_like_hosts() -> None:
+    router = Router({"quay.io": UPSTREAMS["quay.io"]}, None, ["**"])
+    assert ask(router, "ghcr.io/x") == "(local) ghcr.io/x"
+    assert ask(router, "x") == "(local) x"
+    assert ask(router, "quay.io/x") == "quay.io x"
+
+
+def test_without_a_default_a_name_must_say_its_registry() -> None:
+    router = Router(UPSTREAMS, None, [])
+    with pytest.raises(NameUnknown, match="default_upstream"):
+        ask(router, "library/alpine")
+    assert ask(router, "docker.io/library/alpine") == "docker.io library/alpine"
+
+
+def test_library_belongs_to_docker_hub_under_any_name() -> None:
+    router = Router(
+        {"hub": Upstream(url="http://x.example", names=("docker.io",)), "quay.io": UPSTREAMS["quay.io"]}, "hub", []
+    )
+    assert ask(router, "alpine") == "hub library/alpine"
+    assert ask(router, "alpine", ns="index.docker.io") == "hub library/alpine"
+    assert ask(router, "quay.io/alpine") == "quay.io alpine"
+
+
+def test_one_name_means_one_upstream() -> None:
+    with pytest.raises(ValueError, match=r"quay\.io means both"):
+        Router({"quay.io": UPSTREAMS["quay.io"], "x": Upstream(url="http://x.example", names=("quay.io",))}, None, [])
+    with pytest.raises(ValueError, match="default_upstream"):
+        Router(UPSTREAMS, "ghcr.io", [])

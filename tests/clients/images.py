@@ -123,6 +123,7 @@ def noise(seed: str, size: int, *, style: str = "oci") -> Layer:
 def image(
     repository: str,
     *,
+    base: Iterable[Layer] = (),
     more: Iterable[Layer] = (),
     architectures: Iterable[str] = (ARCHITECTURE,),
     attestation: bool = False,
@@ -130,13 +131,15 @@ def image(
     registry: str = "docker.io",
     tag: str = "1",
 ) -> Image:
-    """An image with /hello and further layers; several architectures or an attestation make an index."""
+    """An image with /hello on ``base``, and ``more`` layers above; several architectures or an attestation
+    make an index.
+    """
     names, platforms, manifests, blobs = MEDIA[style], [], [], []
     own: tuple[Blob, Blob, tuple[Layer, ...]] | None = None
     for architecture in architectures:
         about = f"{repository} {architecture}\n".encode()
         first = layer({"hello": (hello(architecture), 0o755), "etc/arch": (about, 0o644)}, style=style)
-        layers = (first, *more)
+        layers = (*base, first, *more)
         config = blob(names["config"], _config(architecture, layers))
         manifest = blob(names["manifest"], _manifest(names["manifest"], config, [one.blob for one in layers]))
         manifests.append(manifest)
@@ -260,7 +263,8 @@ class Images:
     def __init__(self) -> None:
         several = [noise("several-1", 300_000), noise("several-2", 1_000_000)]
         every = [ARCHITECTURE, *OTHERS]
-        shared = noise("shared", 2_000_000)
+        # at the bottom: dockerd knows a layer again only on the same layers below it
+        shared = [noise("shared", 2_000_000)]
         self.hello = image("test/hello")
         self.library = image("library/tiny", tag="latest")
         self.several = image("test/several", more=several)
@@ -268,8 +272,8 @@ class Images:
         self.attested = image("test/attested", architectures=every[:2], attestation=True)
         self.schema2 = image("docker/hello", style="docker")
         self.schema2_list = image("docker/multi", style="docker", architectures=every)
-        self.shared_a = image("test/shared-a", more=[shared, noise("only-a", 50_000)])
-        self.shared_b = image("test/shared-b", more=[shared, noise("only-b", 50_000)])
+        self.shared_a = image("test/shared-a", base=shared, more=[noise("only-a", 50_000)])
+        self.shared_b = image("test/shared-b", base=shared, more=[noise("only-b", 50_000)])
         self.large = image("test/large", more=[noise("large-1", 60_000_000), noise("large-2", 40_000_000)])
         self.ghcr = image("test/elsewhere", registry="ghcr.io", more=[noise("elsewhere", 10_000)])
 

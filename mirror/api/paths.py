@@ -55,7 +55,15 @@ class OperationPath:
     operation: Literal["healthz", "readyz", "metrics"]
 
 
-Path = Root | ManifestPath | BlobPath | TagsPath | OperationPath
+@dataclass(frozen=True, slots=True)
+class UploadsPath:
+    """``/v2/<name>/blobs/uploads/`` and ``/v2/<name>/blobs/uploads/<session>`` (end-4 to end-6, end-11 to end-14)."""
+
+    prefix: str | None
+    name: str
+
+
+Path = Root | ManifestPath | BlobPath | TagsPath | UploadsPath | OperationPath
 
 
 def parse_path(raw: str) -> Path:
@@ -64,7 +72,7 @@ def parse_path(raw: str) -> Path:
     Every part is decoded by itself: a ``%2F`` is no separator, and fails the grammar of names later.
     Raises: PathUnknown (404) when it is no endpoint; NameInvalid (400) when it has no name.
     """
-    parts = raw.split("/")[1:]
+    parts = raw.removeprefix("/").split("/")  # "*" and an authority have no slash
     if "%" in raw:
         parts = [unquote(part, errors="replace") for part in parts]
     if len(parts) == 1 and parts[0] in OPERATIONS:
@@ -81,10 +89,14 @@ def parse_path(raw: str) -> Path:
         *name, kind, last = rest
         if kind == "manifests":
             return ManifestPath(prefix, _name(name), last)
-        if kind == "blobs" and last != "uploads":
-            return BlobPath(prefix, _name(name), last)
         if (kind, last) == ("tags", "list"):
             return TagsPath(prefix, _name(name))
+        if (kind, last) == ("blobs", "uploads"):
+            return UploadsPath(prefix, _name(name))
+        if kind == "blobs":
+            return BlobPath(prefix, _name(name), last)
+        if kind == "uploads" and name and name[-1] == "blobs":
+            return UploadsPath(prefix, _name(name[:-1]))
     raise PathUnknown(f"there is no endpoint at {raw[:200]}")
 
 

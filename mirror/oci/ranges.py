@@ -10,8 +10,8 @@ from mirror.oci.errors import RangeUnsatisfiable
 MAX_RANGES = 32
 """More ranges than this in one request are answered with the whole (RFC 9110 section 17.15)."""
 
-_SPEC = re.compile(r"(\d*)-(\d*)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_SPEC = re.compile(r"([0-9]*)-([0-9]*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def parse_range(header: str | None, size: int) -> list[ByteRange] | None:
         if not spec:
             continue
         found = _SPEC.fullmatch(spec)
-        if not found or len(spec) > 64:
+        if not found or len(spec) > 64:  # the length, as turning digits into a number is slow
             return None
         first, last = found[1], found[2]
         count += 1
@@ -64,7 +64,9 @@ def parse_range(header: str | None, size: int) -> list[ByteRange] | None:
             return None
         if not first:
             suffix = int(last)
-            if suffix and size:
+            if suffix and not size:
+                return None  # satisfiable by section 14.1.2, but no Content-Range can say "nothing"
+            if suffix:
                 ranges.append(ByteRange(max(0, size - suffix), size - 1))
         else:
             if last and int(last) < int(first):

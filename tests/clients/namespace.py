@@ -57,6 +57,7 @@ class Namespace:
         self.name = f"mirror-clients-{os.getpid()}"
         self.directory = directory
         (directory / "containers").mkdir(parents=True)
+        (directory / "tmp").mkdir()
         Path("/var/lib/containers").mkdir(parents=True, exist_ok=True)
         (directory / "hosts").write_text(HOSTS)
         (directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -110,6 +111,7 @@ class Namespace:
         return {
             "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin",
             "HOME": str(self.directory),
+            "TMPDIR": str(self.directory / "tmp"),
             "LC_ALL": "C.UTF-8",
             "SSL_CERT_FILE": trusted,
             "SSL_CERT_DIR": "/nonexistent",

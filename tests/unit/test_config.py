@@ -594,6 +594,10 @@ def test_what_is_said_about_a_bad_file(tmp_path: Path, loader: None, text: str, 
         ("https://r.io:x", "expected a URL with a host, or host and port"),
         ("https://r.io:0", "expected a URL with a host, or host and port"),
         ("https://[::1", "expected a URL with a host, or host and port"),
+        (
+            "https://u:p@r.io",
+            "a URL must not hold credentials; put them under credentials: username and password_file",
+        ),
         ("https://r.io/?a=b", "a registry's URL has no query and no fragment"),
         ("https://r.io/#a", "a registry's URL has no query and no fragment"),
         ("https://r.io/v2/", '"/v2" is added to the URL with each request; leave out the "/v2" at its end'),
@@ -617,6 +621,10 @@ def test_an_ipv6_address_without_quotes(tmp_path: Path, loader: None) -> None:
 
 def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
     assert problems(tmp_path, b"# a\n# \xc3\xa4 \xff\n") == ["mirror.yaml:2:5: not valid UTF-8 text"]
+
+
+def test_a_byte_order_mark_is_no_column(tmp_path: Path, loader: None) -> None:
+    assert problems(tmp_path, "\ufeffcolour: blue\nworkers: 1\n") == ["mirror.yaml:1:1: colour: unknown key"]
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path, loader: None) -> None:

@@ -18,6 +18,7 @@ from mirror.store.disk import DiskBlobStore
 from mirror.store.lease import FileLeases
 from mirror.store.residency import Residency
 from mirror.store.root import open_root
+from mirror.store.threads import in_thread
 from mirror.upstream.client import RegistryClient
 from mirror.upstream.router import Router
 from mirror.worker import StartupError, WorkerContext
@@ -29,7 +30,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     Raises: StartupError when storage.root cannot be used.
     """
     try:
-        root = open_root(config.storage.root)
+        root = await in_thread(open_root, config.storage.root)
         metadata = SqliteMetadata(root.metadata, root.database)
         await metadata.start()
     except StorageFailed as error:

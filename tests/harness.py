@@ -75,7 +75,7 @@ class Answer:
 
 
 async def start_mirror(config: Config, *, slot: int = 0) -> Mirror:
-    metrics = Metrics(config.storage.root / "run" / "metrics", slot)
+    metrics = await asyncio.to_thread(Metrics, config.storage.root / "run" / "metrics", slot)
     context = WorkerContext(slot=slot, workers=4, metrics=metrics, stopping=lambda: False)
     context.access_log._fd = -1
     app = await build_app(config, context)
@@ -96,7 +96,7 @@ async def start_mirror(config: Config, *, slot: int = 0) -> Mirror:
 @contextlib.asynccontextmanager
 async def mirrors(config: Config, count: int = 1) -> AsyncIterator[list[Mirror]]:
     """Run ``count`` workers on one root."""
-    prepare(config.storage.root / "run" / "metrics", count)
+    await asyncio.to_thread(prepare, config.storage.root / "run" / "metrics", count)
     started: list[Mirror] = []
     try:
         for slot in range(count):

@@ -5,6 +5,7 @@
     end-2   /v2/<name>/blobs/<digest>         GET HEAD    blobs.py
     end-3   /v2/<name>/manifests/<reference>  GET HEAD    manifests.py
     end-8   /v2/<name>/tags/list              GET HEAD    manifests.py
+    end-4…  /v2/<name>/blobs/uploads/…        none yet
             /healthz /readyz /metrics         GET HEAD    operations.py
 
 ``X`` before ``/v2/…`` or as the first part of the name says which upstream is meant, as do ``ns`` and ``Host``.
@@ -21,7 +22,7 @@ from mirror.api.errors import respond
 from mirror.api.exchange import Exchange
 from mirror.api.manifests import get_manifest, get_tags, subject
 from mirror.api.operations import operate
-from mirror.api.paths import BlobPath, ManifestPath, OperationPath, Root, TagsPath, parse_path
+from mirror.api.paths import BlobPath, ManifestPath, OperationPath, Root, TagsPath, UploadsPath, parse_path
 from mirror.metrics import method_class
 from mirror.oci.errors import RegistryError
 from mirror.oci.names import Reference, Repository, parse_digest, parse_target
@@ -66,10 +67,9 @@ class _Api:
         try:
             try:
                 response = await self._answer(exchange)
-            except (RegistryError, web.HTTPException, OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the client is told so in the one shape
                 response = respond(error)
-                if isinstance(error, RegistryError):
-                    exchange.failure = error.message
+                exchange.failure = error.message if isinstance(error, RegistryError) else type(error).__name__
             if not response.prepared:
                 exchange.mark(response)
             status = response.status
@@ -81,10 +81,14 @@ class _Api:
         request = exchange.request
         path = parse_path(request.rel_url.raw_path)
         exchange.endpoint = _ENDPOINTS[type(path)] if not isinstance(path, OperationPath) else path.operation
-        if request.method not in READS:
-            raise web.HTTPMethodNotAllowed(request.method, READS)
+        exchange.ns = (request.query.get("ns") or None) if request.query_string else None
+        allowed = () if isinstance(path, UploadsPath) else READS
+        if request.method not in allowed:
+            raise web.HTTPMethodNotAllowed(request.method, allowed)
         match path:
             case Root():
+                if path.prefix is not None:  # a registry we do not know has no API here
+                    self._services.router.route(ns=None, host=None, prefix=path.prefix, name="any")
                 return web.json_response({})
             case ManifestPath():
                 repository = self._route(exchange, path.prefix, path.name)
@@ -103,12 +107,12 @@ class _Api:
                 return await get_tags(exchange, self._services.manifests, repository, path.name)
             case OperationPath():
                 return await operate(path.operation, self._worker)
+            case UploadsPath():
+                raise AssertionError("no method is allowed there")
 
     def _route(self, exchange: Exchange, prefix: str | None, name: str) -> Repository:
-        request = exchange.request
-        ns = request.query.get("ns") or None if request.query_string else None
-        repository = self._services.router.route(ns=ns, host=request.headers.get("Host"), prefix=prefix, name=name)
-        exchange.ns = ns
+        host = exchange.request.headers.get("Host")
+        repository = self._services.router.route(ns=exchange.ns, host=host, prefix=prefix, name=name)
         exchange.repository = str(repository)
         exchange.upstream = repository.source or "local"
         return repository
@@ -125,4 +129,10 @@ class _Api:
             self._worker.access_log.write(exchange.line(status))
 
 
-_ENDPOINTS: dict[type, str] = {Root: "root", ManifestPath: "manifests", BlobPath: "blobs", TagsPath: "tags"}
+_ENDPOINTS: dict[type, str] = {
+    Root: "root",
+    ManifestPath: "manifests",
+    BlobPath: "blobs",
+    TagsPath: "tags",
+    UploadsPath: "uploads",
+}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mirror.api.exchange import Exchange, cache_status
-from mirror.api.sending import Sender, end_short, end_wrong
+from mirror.api.sending import Sender, end_now, end_short, end_wrong
 from mirror.oci.errors import RegistryError, UpstreamInvalid
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange, ContentRange, parse_range
 from mirror.registry.blobs import BlobService
 from mirror.registry.body import Body
+
+log = logging.getLogger("mirror.api")
 
 BLOB_TYPE = "application/octet-stream"
 
@@ -24,7 +27,7 @@ async def head_blob(exchange: Exchange, blobs: BlobService, repository: Reposito
     exchange.hit = stat.hit
     exchange.cache = cache_status(hit=stat.hit, stored=False)
     headers = _headers(digest)
-    if _matches(exchange.request, digest):
+    if exchange.known(digest):
         return web.Response(status=304, headers=headers)
     if stat.size is not None:
         headers["Content-Length"] = str(stat.size)
@@ -35,7 +38,7 @@ async def get_blob(
     exchange: Exchange, blobs: BlobService, repository: Repository, digest: Digest, send_timeout: float
 ) -> web.StreamResponse:
     """Answer GET: what is here at once, what is not as it arrives."""
-    if _matches(exchange.request, digest) and blobs.present(digest):
+    if exchange.known(digest) and blobs.present(digest):
         await blobs.confirm(repository, digest)
         exchange.hit = True
         exchange.cache = cache_status(hit=True)
@@ -67,8 +70,10 @@ async def _send_whole(exchange: Exchange, body: Body, digest: Digest, send_timeo
     response = web.StreamResponse(headers=_headers(digest))
     if body.size is not None:
         response.content_length = body.size
-    else:
+    elif exchange.request.version >= HttpVersion11:
         response.enable_chunked_encoding()
+    else:
+        response.force_close()
     return await _stream(exchange, response, [(b"", body, 0, body.size)], b"", send_timeout)
 
 
@@ -117,7 +122,8 @@ async def _stream(
     """Send parts of bodies, each behind a few bytes of its own.
 
     The first bytes are waited for before the headers go out, so that a failure until then is a clean error. After
-    them a failure ends the connection: by FIN when the client may resume, by a reset when what it has is wrong.
+    them a failure ends the connection: by FIN when the client may resume; by a reset when what it has is wrong, or
+    when it would take the FIN for the end of the content, as HTTP/1.0 does without a Content-Length.
     """
     request = exchange.request
     _, body, first, stop = parts[0]
@@ -134,14 +140,19 @@ async def _stream(
             extent = None
         if tail:
             await sender.write(tail)
-    except RegistryError as error:
-        sender.close()
-        exchange.failure = error.message
-        (end_wrong if isinstance(error, UpstreamInvalid) else end_short)(request)
     except ConnectionError as error:
         sender.close()
         exchange.failure = str(error) or "the client is gone"
-        end_short(request)
+        end_now(request)
+    except Exception as error:
+        sender.close()
+        if isinstance(error, RegistryError):
+            exchange.failure = error.message
+        else:
+            exchange.failure = type(error).__name__
+            log.exception("sending %s failed", exchange.digest)
+        framed = response.chunked or response.content_length is not None
+        (end_wrong if isinstance(error, UpstreamInvalid) or not framed else end_short)(request)
     finally:
         sender.close()
         exchange.sent = sender.sent
@@ -154,14 +165,4 @@ def _headers(digest: Digest) -> dict[str, str]:
         "Docker-Content-Digest": str(digest),
         "ETag": f'"{digest}"',
         "Accept-Ranges": "bytes",
-    }
-
-
-def _matches(request: web.Request, digest: Digest) -> bool:
-    """Say whether If-None-Match holds the content's ETag (section 13.1.2)."""
-    header = request.headers.get("If-None-Match")
-    if header is None:
-        return False
-    return header.strip() == "*" or str(digest) in {
-        tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")
     }

@@ -31,6 +31,11 @@ def respond(error: Exception) -> web.Response:
             status, code, message, detail = error.status, error.code, error.message, error.detail
             if isinstance(error, StorageFailed):
                 log.error("%s", message, exc_info=error)
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            status, code, detail = error.status, ErrorCode.UNSUPPORTED, None
+            message = f"{error.method[:20]} is not supported at this path; it answers {allowed or 'nothing yet'}"
         case web.HTTPException():
             status, code, message, detail = error.status, ErrorCode.UNSUPPORTED, error.reason, None
         case _:
@@ -44,8 +49,6 @@ def respond(error: Exception) -> web.Response:
         case RangeUnsatisfiable(size=size):
             headers["Content-Range"] = f"bytes */{size}"
             headers["Accept-Ranges"] = "bytes"
-        case web.HTTPMethodNotAllowed():
-            headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     entry: dict[str, object] = {"code": code, "message": message}
     if detail is not None:
         entry["detail"] = detail

@@ -10,6 +10,9 @@ from typing import Any
 
 from aiohttp import web
 
+from mirror.oci.names import Digest
+
+_ECHOABLE = re.compile(r"[!-~]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -46,10 +49,18 @@ class Exchange:
         headers = response.headers
         headers["X-Request-Id"] = self.request_id
         headers["Docker-Distribution-Api-Version"] = "registry/2.0"
-        if self.ns is not None:
+        if self.ns is not None and _ECHOABLE.fullmatch(self.ns):  # it is the client's, and may hold line ends
             headers["OCI-Namespace"] = self.ns
         if self.cache is not None:
             headers["Cache-Status"] = self.cache
+
+    def known(self, digest: Digest) -> bool:
+        """Say whether the client has the content already: If-None-Match (RFC 9110 section 13.1.2)."""
+        header = self.request.headers.get("If-None-Match")
+        if header is None:
+            return False
+        tags = {tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")}
+        return header.strip() == "*" or str(digest) in tags
 
     def line(self, status: int) -> dict[str, Any]:
         """Return the fields of the access line."""

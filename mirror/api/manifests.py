@@ -19,16 +19,14 @@ async def get_manifest(exchange: Exchange, manifests: ManifestService, reference
     exchange.hit = answer.hit
     exchange.digest = str(descriptor.digest)
     exchange.cache = cache_status(hit=answer.hit, detail="stale" if answer.warning else None)
-    etag = f'"{descriptor.digest}"'
     headers = {
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": exchange.digest,
-        "ETag": etag,
+        "ETag": f'"{descriptor.digest}"',
     }
     if answer.warning:
         headers["Warning"] = f'299 - "{_quotable(answer.warning)}"'
-    asked = request.headers.get("If-None-Match")
-    if asked is not None and etag.strip('"') in {tag.strip().removeprefix("W/").strip('"') for tag in asked.split(",")}:
+    if exchange.known(descriptor.digest):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
     if answer.manifest is None or request.method == "HEAD":

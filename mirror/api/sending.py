@@ -8,9 +8,11 @@ slows nobody, and a file that is truncated meanwhile is a short read and no SIGB
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Awaitable
 
 from aiohttp import web
@@ -25,6 +27,7 @@ PIECE = 256 * 1024
 TURN = 2 * 1024 * 1024
 """Bytes one client is sent before the others get their turn."""
 
+_INT = struct.Struct("i")
 _buffer = memoryview(bytearray(PIECE))
 
 
@@ -41,17 +44,19 @@ class Sender:
         self._response = response
         self._writer = writer
         self._timeout = timeout
-        self._transport = request.transport
+        self._transport: asyncio.Transport | None = request.transport
         self._socket: socket.socket | None = None
+        self._fd = -1
         self.sent = 0
         """Body bytes sent."""
-        if self._transport is None:
-            raise ConnectionResetError("the client is gone")
-        found = self._transport.get_extra_info("socket")
-        plain = self._transport.get_extra_info("sslcontext") is None
-        if plain and found is not None and response.content_length is not None:
+        found = self._transport.get_extra_info("socket") if self._transport else None
+        if found is None or self._transport is None or found.fileno() < 0:
+            return
+        self._fd = found.fileno()
+        if self._transport.get_extra_info("sslcontext") is None and response.content_length is not None:
             # A descriptor of our own: the event loop refuses to watch one that a transport uses.
-            self._socket = socket.socket(fileno=os.dup(found.fileno()))
+            self._socket = socket.socket(fileno=os.dup(self._fd))
+            self._socket.setblocking(False)
 
     async def send(self, body: Body, first: int, stop: int | None, extent: Extent | None = None) -> None:
         """Send the bytes of a body from ``first`` up to ``stop``, as they become available.
@@ -90,10 +95,8 @@ class Sender:
         transport = self._transport
         assert transport is not None
         self._writer.send_headers()
-        while transport.get_write_buffer_size():
-            if transport.is_closing():
-                raise ConnectionResetError("the client is gone")
-            await asyncio.sleep(0.001)  # only when not even the headers fit
+        if transport.get_write_buffer_size():
+            await self._within(self._emptied(transport))
         position, end, turn = extent.offset, extent.offset + extent.length, 0
         view: memoryview | bytes = b""
         while position < end:
@@ -123,6 +126,13 @@ class Sender:
             if transport.is_closing():
                 raise ConnectionResetError("the client is gone")
 
+    async def _emptied(self, transport: asyncio.WriteTransport) -> None:
+        """Wait until the transport has sent what it holds: the headers, and answers before this one."""
+        while transport.get_write_buffer_size():
+            if transport.is_closing():
+                raise ConnectionResetError("the client is gone")
+            await asyncio.sleep(0.005)
+
     async def _writable(self, own: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
@@ -144,17 +154,49 @@ class Sender:
             self.sent += count
 
     async def _within(self, sending: Awaitable[None]) -> None:
+        """Wait for the client to make room; ClientTooSlow when it takes not a byte for the whole time limit.
+
+        Room is told of late: the kernel waits until a third of its buffer is free. So what is left is asked for.
+        """
+        loop = asyncio.get_running_loop()
+        left = self._left()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal left, timer
+            before, left = left, self._left()
+            if left < before:
+                timer = loop.call_later(self._timeout, look)
+            else:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(self._timeout, look)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(None) as limit:
                 await sending
         except TimeoutError:
             raise ClientTooSlow(f"the client took nothing for {self._timeout:.0f} s") from None
+        finally:
+            timer.cancel()
+
+    def _left(self) -> int:
+        """Return the bytes the client has not taken yet: in the transport and in the kernel."""
+        if self._transport is None or self._transport.is_closing():
+            return 0
+        queued: int = _INT.unpack(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(_INT.size)))[0]
+        return queued + self._transport.get_write_buffer_size()
 
 
 def end_short(request: web.Request) -> None:
     """Close the connection by FIN, short of what was announced: the client may resume. RFC 9112 section 8."""
     if request.transport is not None:
         request.transport.close()
+
+
+def end_now(request: web.Request) -> None:
+    """Close the connection without sending what is left: nobody takes it."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def end_wrong(request: web.Request) -> None:

@@ -62,15 +62,7 @@ class SqliteMetadata:
         """
         loop = asyncio.get_running_loop()
         self._writer = await loop.run_in_executor(self._thread, _open_writer, self._path, self._database)
-        with _database_errors("opening"):
-            self._reader = sqlite3.connect(
-                f"file:{self._path}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                timeout=1,
-                check_same_thread=False,
-            )
-            self._reader.execute("PRAGMA mmap_size=0")
+        self._reader = await loop.run_in_executor(self._thread, _open_reader, self._path)
 
     async def close(self) -> None:
         if self._batch:
@@ -79,7 +71,7 @@ class SqliteMetadata:
             self._reader.close()
         if self._writer:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.close)
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # it is idle: all it did was waited for
 
     # ---- reads ----
 
@@ -175,7 +167,7 @@ class SqliteMetadata:
         await self._write(lambda db: _do(db, "DELETE FROM tag WHERE repository = ? AND tag = ?", row))
 
     async def note_trouble(self, repository: Repository, tag: Tag, *, retry_at: float, trouble: str) -> None:
-        row = (retry_at, trouble[:500], repository.key, tag)
+        row = (retry_at, trouble, repository.key, tag)
         await self._write(
             lambda db: _do(db, "UPDATE tag SET retry_at = ?, trouble = ? WHERE repository = ? AND tag = ?", row)
         )
@@ -266,6 +258,17 @@ def _open_writer(path: Path, database: str) -> sqlite3.Connection:
             f"{path} belongs to another root (it has id {mine}, the file 'format' beside it says {database}); "
             "put the database and the root that belong together back in one place"
         )
+    return connection
+
+
+def _open_reader(path: Path) -> sqlite3.Connection:
+    """Open a read-only connection, to be used on the event loop."""
+    with _database_errors("opening"):
+        connection = sqlite3.connect(
+            f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=1, check_same_thread=False
+        )
+        connection.execute("PRAGMA mmap_size=0")
+        connection.execute("SELECT 1 FROM meta").fetchone()  # opens the files, which the first read would otherwise
     return connection
 
 

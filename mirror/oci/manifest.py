@@ -37,8 +37,10 @@ ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, {OCI_A
 """What upstreams are always sent, whatever the client accepts: a narrow Accept makes some registries
 rewrite an index to one platform, and that would then be kept for everybody."""
 
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}")
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
 _FOREIGN = (".foreign.", ".nondistributable.")
+_MOST = 2**63 - 1
+"""Largest size in bytes that anything after us can count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +94,13 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     if that is a manifest type, else told by shape; a header that contradicts the body is ignored.
     digest: the one it was asked by, already verified; None computes sha256.
     Raises: ManifestInvalid (400 MANIFEST_INVALID) when it is no JSON object, has both ``layers`` and
-    ``manifests`` (one body, two readings: CVE-2021-41190), or its descriptors are malformed.
+    ``manifests`` (one body, two readings: CVE-2021-41190), or is of a type of the specifications and its
+    descriptors are malformed. What other types hold is theirs: of them what looks like a descriptor is read.
     """
     try:
-        body = json.loads(raw)
+        body = json.loads(raw.decode())  # given bytes, json would guess encodings that no client reads
     except (ValueError, RecursionError) as error:
-        raise ManifestInvalid(f"the manifest is not JSON: {str(error)[:100]}") from error
+        raise ManifestInvalid(f"the manifest is not JSON: {_printable(str(error))}") from error
     if not isinstance(body, dict):
         raise ManifestInvalid("the manifest is not a JSON object")
     if "manifests" in body and ("layers" in body or "fsLayers" in body):
@@ -109,23 +112,21 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     media_type = declared or (header if is_manifest_type(header) else None) or _by_shape(body)
     if media_type is None:
         raise ManifestInvalid(f"{header or 'no media type'}: the body does not look like a manifest")
-    config = _descriptor(body["config"], "config") if isinstance(body.get("config"), dict) else None
-    layers = _descriptors(body, "layers") + _descriptors(body, "blobs")
-    artifact_type = body.get("artifactType")
-    if not isinstance(artifact_type, str) or not artifact_type:
-        artifact_type = config.media_type if config else None
+    strict = media_type in KNOWN
+    config = _one(body, "config", strict=strict)
+    layers = _many(body, "layers", strict=strict) + _many(body, "blobs", strict=strict)
     return Manifest(
         raw=raw,
         descriptor=Descriptor(
             media_type=media_type,
             digest=digest or digest_of(raw),
             size=len(raw),
-            artifact_type=artifact_type,
+            artifact_type=_text(body.get("artifactType")) or (config.media_type or None if config else None),
             annotations=_annotations(body),
         ),
         blobs=((config,) if config else ()) + layers,
-        manifests=_descriptors(body, "manifests"),
-        subject=_descriptor(body["subject"], "subject") if isinstance(body.get("subject"), dict) else None,
+        manifests=_many(body, "manifests", strict=strict),
+        subject=_one(body, "subject", strict=strict),
     )
 
 
@@ -139,30 +140,50 @@ def _by_shape(body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _descriptors(body: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
+def _one(body: Mapping[str, Any], key: str, *, strict: bool) -> Descriptor | None:
+    item = body.get(key)
+    if not isinstance(item, dict):
+        return None
+    try:
+        return _descriptor(item, key)
+    except ManifestInvalid:
+        if strict:
+            raise
+        return None
+
+
+def _many(body: Mapping[str, Any], key: str, *, strict: bool) -> tuple[Descriptor, ...]:
     items = body.get(key)
     if items is None:
         return ()
     if not isinstance(items, list):
-        raise ManifestInvalid(f"{key} of the manifest is not a list")
-    return tuple(_descriptor(item, f"{key}[{at}]") for at, item in enumerate(items))
+        if strict:
+            raise ManifestInvalid(f"{key} of the manifest is not a list")
+        return ()
+    found = []
+    for at, item in enumerate(items):
+        try:
+            found.append(_descriptor(item, f"{key}[{at}]"))
+        except ManifestInvalid:
+            if strict:
+                raise
+    return tuple(found)
 
 
 def _descriptor(item: Any, where: str) -> Descriptor:
     if not isinstance(item, dict):
         raise ManifestInvalid(f"{where} of the manifest is not a descriptor")
-    media_type, size, text = item.get("mediaType"), item.get("size"), item.get("digest")
+    size, text = item.get("size"), item.get("digest")
     digest = try_digest(text) if isinstance(text, str) else None
     if digest is None:
         raise ManifestInvalid(f"{where}.digest of the manifest is not a digest this registry knows")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MOST:
         raise ManifestInvalid(f"{where}.size of the manifest is not a size")
-    artifact_type = item.get("artifactType")
     return Descriptor(
-        media_type=media_type if isinstance(media_type, str) else "",
+        media_type=_text(item.get("mediaType")) or "",
         digest=digest,
         size=size,
-        artifact_type=artifact_type if isinstance(artifact_type, str) else None,
+        artifact_type=_text(item.get("artifactType")),
         annotations=_annotations(item),
     )
 
@@ -171,4 +192,22 @@ def _annotations(body: Mapping[str, Any]) -> dict[str, str]:
     found = body.get("annotations")
     if not isinstance(found, dict):
         return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    return {key: value for key, value in found.items() if _text(key) and isinstance(value, str) and _encodes(value)}
+
+
+def _text(value: Any) -> str | None:
+    """Return a text that can be written down, None for anything else."""
+    return value if isinstance(value, str) and value and _encodes(value) else None
+
+
+def _encodes(text: str) -> bool:
+    """Say whether a text is Unicode: JSON can hold halves of surrogate pairs, which nothing after us can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(text: str) -> str:
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:100])

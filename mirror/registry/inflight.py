@@ -86,7 +86,7 @@ class Origin:
 
 
 class Observer(Protocol):
-    """Counts what happens."""
+    """Counts the downloads this process leads."""
 
     def download_started(self) -> None: ...
     def download_ended(self) -> None: ...
@@ -255,18 +255,19 @@ class Download:
     # ---- the life of a download in this process ----
 
     async def _run(self) -> None:
-        self._observer.download_started()
         try:
             while True:
                 lease = self._leases.try_acquire(str(self.digest)) or await self._follow()
                 if lease is None:
                     return
+                self.leading = True
+                self._observer.download_started()
                 try:
-                    self.leading = True
                     if await self._lead():
                         return
                 finally:
                     self.leading = False
+                    self._observer.download_ended()
                     lease.release()
                 if not self._untried():
                     return
@@ -283,7 +284,6 @@ class Download:
             log.exception("download of %s", self.digest)
             self.error = StorageFailed(f"the download of {self.digest} failed; see the log")
         finally:
-            self._observer.download_ended()
             self._on_end(self)
             self._end()
 
@@ -407,8 +407,8 @@ class Download:
         finally:
             async with self._disk:
                 if not ingest.state.written and not ingest.state.ended:
-                    ingest.discard(Phase.FAILED)
-                ingest.close()
+                    await in_thread(ingest.discard, Phase.FAILED)
+                await in_thread(ingest.close)
 
     async def _transfer(self, ingest: Ingest, resumed: bool) -> bool:
         """Bring the content in from whichever origin gives it. Returns True when it is stored."""
@@ -424,7 +424,7 @@ class Download:
                 if state.size is None or state.written < state.size:
                     last = self._untried()
                     if last is None:
-                        return self._give_up(ingest)
+                        return await self._give_up(ingest)
                     try:
                         pieced |= await self._receive(ingest, last)
                     except (Unknown, UpstreamError) as error:
@@ -438,7 +438,7 @@ class Download:
                             log.warning("%s; starting over", error.message)
                         else:
                             self._source_failed(ingest, last, error)
-                            if not self._void(ingest, error):
+                            if not await self._void(ingest, error):
                                 return False
                         await self._restart(ingest)
                         continue
@@ -462,7 +462,7 @@ class Download:
                 )
                 log.error("%s", wrong.message)
                 self._source_failed(ingest, last, wrong)
-                if not self._void(ingest, wrong):
+                if not await self._void(ingest, wrong):
                     return False
                 await self._restart(ingest)
         finally:
@@ -628,16 +628,16 @@ class Download:
         self._fail(origin.repository, error)
         ingest.publish(failures=ingest.state.failures | {origin.repository.key: to_record(error)})
 
-    def _void(self, ingest: Ingest, error: RegistryError) -> bool:
+    async def _void(self, ingest: Ingest, error: RegistryError) -> bool:
         """Drop wrong bytes. Returns whether another origin is left to try."""
         if self._untried():
             return True
         self.error = error
-        ingest.discard(Phase.WRONG)
+        await in_thread(ingest.discard, Phase.WRONG)
         self._observe(ingest.state)
         return False
 
-    def _give_up(self, ingest: Ingest) -> bool:
+    async def _give_up(self, ingest: Ingest) -> bool:
         """End without the content; what is right so far stays to be continued."""
         self.error = next(reversed(self._failed.values()), None) or UpstreamFailed(
             f"nobody is left to get {self.digest} from", upstream=""
@@ -645,7 +645,7 @@ class Download:
         if ingest.state.written:
             ingest.publish(phase=Phase.FAILED)
         else:
-            ingest.discard(Phase.FAILED)
+            await in_thread(ingest.discard, Phase.FAILED)
         self._observe(ingest.state)
         return False
 

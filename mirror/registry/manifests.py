@@ -2,6 +2,9 @@
 
 By digest: memory, then store, then the repository's own upstream; verified, never changed. By tag: see
 ``tags.py`` for what a tag points at, then by digest.
+
+Bytes are shared, rights and failures are not: each repository asks its own upstream, once for all who wait in
+all processes, and none waits for what another's upstream does.
 """
 
 from __future__ import annotations
@@ -30,16 +33,19 @@ from mirror.registry.sharing import Shared, wait_for_lease
 from mirror.registry.tags import TagAnswer, TagResolver
 from mirror.store.base import BlobStore, Leases
 from mirror.store.reading import read_at
-from mirror.upstream.base import FetchedManifest, TagPage, Upstream
+from mirror.store.threads import in_thread
+from mirror.upstream.base import FetchedManifest, Resolved, TagPage, Upstream
 
 log = logging.getLogger("mirror.manifests")
 
 MEMORY = 64 * 1024 * 1024
 """Bytes of manifests each process keeps in memory."""
+READ_INLINE = 64 * 1024
+"""Longest manifest hashed and parsed on the event loop, in bytes."""
 TOUCH_EVERY = 60.0
 """Seconds within which a manifest's blobs are noted as used once."""
 WITHIN = 20.0
-"""Seconds a client waits for a manifest; containerd gives up at 30."""
+"""Seconds a client waits for a manifest, its tag included; containerd gives up at 30."""
 CONFIRM_AT_ONCE = 4
 """Children of a new manifest confirmed at the same time, in the background."""
 
@@ -81,25 +87,23 @@ class ManifestService:
         self._shared = Shared()
         self._background: set[asyncio.Task[None]] = set()
         self._confirming = asyncio.Semaphore(CONFIRM_AT_ONCE)
-        tags.bind(complete=self._complete, store=self._keep_fetched)
+        tags.bind(complete=self._complete, store=self._keep_tagged)
 
     async def get(self, reference: Reference, *, body: bool = True) -> ManifestAnswer:
         """Return a manifest (end-3), or with ``body=False`` (HEAD) no more than is needed for its headers.
 
         Raises: ManifestUnknown (404 MANIFEST_UNKNOWN); UpstreamError when it is not here, or not all of a tag's
-        image is, and its upstream fails.
+        image is, and its upstream fails. Within 20 s, whatever the upstream does.
         """
         repository, target = reference.repository, reference.target
-        if isinstance(target, Digest):
-            manifest, hit = await self._by_digest(repository, target)
-            self._touch(manifest)
-            return ManifestAnswer(descriptor=manifest.descriptor, manifest=manifest, hit=hit)
-        tag = await self._tags.resolve(repository, target)
-        record = tag.record
-        if not body and is_manifest_type(record.media_type):
-            descriptor = Descriptor(media_type=record.media_type, digest=record.digest, size=record.size)
-            return ManifestAnswer(descriptor=descriptor, manifest=None, hit=tag.hit, warning=tag.warning)
-        return await self._tagged(record, tag)
+        try:
+            async with asyncio.timeout(WITHIN):
+                if isinstance(target, Digest):
+                    return await self._get_by_digest(repository, target, body=body)
+                return await self._get_by_tag(repository, target, body=body)
+        except TimeoutError:
+            message = f"upstream {repository.source} did not give {repository.name} {target} within {WITHIN:.0f} s"
+            raise UpstreamTimeout(message, upstream=repository.source or "") from None
 
     async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
         """Return one page of an upstream repository's tags, as the upstream lists them (end-8a, end-8b).
@@ -119,42 +123,70 @@ class ManifestService:
 
     # ---- by tag ----
 
+    async def _get_by_tag(self, repository: Repository, tag: Tag, *, body: bool) -> ManifestAnswer:
+        found = await self._tags.resolve(repository, tag)
+        record = found.record
+        if body or not is_manifest_type(record.media_type):
+            return await self._tagged(record, found)
+        if record.digest not in self._touched:
+            manifest = await self._local(record.digest)
+            if manifest is not None:
+                self._touch(manifest)
+        descriptor = Descriptor(media_type=record.media_type, digest=record.digest, size=record.size)
+        return ManifestAnswer(descriptor=descriptor, manifest=None, hit=found.hit, warning=found.warning)
+
     async def _tagged(self, record: TagRecord, tag: TagAnswer) -> ManifestAnswer:
         """Return the manifest a tag points at; while the one it moved to cannot be had, the one before."""
         repository = record.repository
+        before = await self._local(record.previous) if record.previous else None
+        whole = before is not None and await self._complete(repository, before.descriptor.digest)
+        error: RegistryError
         try:
-            manifest, hit = await self._by_digest(repository, record.digest)
-        except (UpstreamError, ManifestUnknown) as error:
-            before = await self._local(record.previous) if record.previous else None
-            if before is None or not await self._complete(repository, before.descriptor.digest):
-                if isinstance(error, ManifestUnknown) and repository.source:
-                    raise UpstreamInvalid(
-                        f"{repository.source} says that {repository.name}:{record.tag} is {record.digest}, and does "
-                        "not have that manifest",
-                        upstream=repository.source,
-                    ) from error
-                raise
-            warning = f"{record.tag} moved to {record.digest}, which cannot be had: {error.message}"
-            return ManifestAnswer(descriptor=before.descriptor, manifest=before, hit=True, warning=warning)
-        found = manifest.descriptor
-        if record.previous or (record.media_type, record.size) != (found.media_type, found.size):
-            settled = replace(record, media_type=found.media_type, size=found.size, previous=None)
-            await self._tags.settle(settled)
-        self._touch(manifest)
-        return ManifestAnswer(descriptor=found, manifest=manifest, hit=hit and tag.hit, warning=tag.warning)
+            async with asyncio.timeout(self._tags.patience(repository) if whole else None):
+                manifest, hit = await self._by_digest(repository, record.digest)
+        except TimeoutError:
+            error = UpstreamTimeout(f"{repository.source} has not sent it yet", upstream=repository.source or "")
+        except (UpstreamInvalid, ManifestUnknown) as failure:
+            error = _broken_promise(record, failure) if repository.source else failure
+            whole = before is not None  # the upstream is there: the rest of what was before can be had from it
+            if repository.source:
+                await self._tags.revert(record, error)
+        except UpstreamError as failure:
+            error = failure
+            if whole:
+                await self._tags.revert(record, error)
+        else:
+            if not tag.hit:
+                self._confirm_children(repository, manifest)
+            descriptor = manifest.descriptor
+            if record.previous or (record.media_type, record.size) != (descriptor.media_type, descriptor.size):
+                settled = replace(record, media_type=descriptor.media_type, size=descriptor.size, previous=None)
+                await self._tags.settle(settled)
+            self._touch(manifest)
+            return ManifestAnswer(descriptor=descriptor, manifest=manifest, hit=hit and tag.hit, warning=tag.warning)
+        if before is None or not whole:
+            raise error
+        warning = f"{record.tag} moved to {record.digest}, which cannot be had: {error.message}"
+        return ManifestAnswer(descriptor=before.descriptor, manifest=before, hit=True, warning=warning)
 
     # ---- by digest ----
 
+    async def _get_by_digest(self, repository: Repository, digest: Digest, *, body: bool) -> ManifestAnswer:
+        if not body and await self._local(digest) is None:
+            descriptor = await self._shared.once(("head", repository, digest), lambda: self._head(repository, digest))
+            if descriptor is not None:
+                return ManifestAnswer(descriptor=descriptor, manifest=None, hit=False)
+        manifest, hit = await self._by_digest(repository, digest)
+        self._touch(manifest)
+        return ManifestAnswer(descriptor=manifest.descriptor, manifest=manifest, hit=hit)
+
     async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, bool]:
-        """Return a manifest the repository may read, and whether it was here."""
-        manifest = self._memory.get(digest)
-        if manifest is not None and self._metadata.may_read(repository, digest):
-            return manifest, True
-        manifest = manifest or await self._local(digest)
-        if manifest is not None and self._metadata.may_read(repository, digest):
-            return manifest, True
-        fetched = await self._shared.once((repository, digest), lambda: self._obtain(repository, digest))
-        return fetched, False
+        """Return a manifest the repository may read, and whether it was here and it might."""
+        if self._metadata.may_read(repository, digest):
+            manifest = await self._local(digest)
+            if manifest is not None:
+                return manifest, True
+        return await self._shared.once((repository, digest), lambda: self._obtain(repository, digest)), False
 
     async def _local(self, digest: Digest) -> Manifest | None:
         """Return a manifest that is here, whoever may read it."""
@@ -173,68 +205,80 @@ class ManifestService:
                     done += count
         finally:
             blob.close()
-        data = bytes(raw)
-        if digest_of(data, digest.algorithm) != digest:
-            log.error("the stored manifest %s is damaged on disk; fetching it anew", digest)
+        try:
+            return self._remember(await _read(bytes(raw), media_type, digest))
+        except (_WrongDigest, ManifestInvalid) as error:
+            log.error("the stored manifest %s is damaged on disk: %s; fetching it anew", digest, error)
             return None
-        return self._remember(parse_manifest(data, content_type=media_type, digest=digest))
+
+    async def _head(self, repository: Repository, digest: Digest) -> Descriptor | None:
+        """Ask the repository's upstream for a manifest that is not here; None when only a GET can tell."""
+        upstream = self._upstream(repository, str(digest))
+        found = await self._confirmed(upstream, repository, digest)
+        if found is None or found.size is None or not is_manifest_type(found.media_type):
+            return None
+        return Descriptor(media_type=found.media_type or "", digest=digest, size=found.size)
 
     async def _obtain(self, repository: Repository, digest: Digest) -> Manifest:
         """Get a manifest the repository has not shown a right to, or that is not here."""
         upstream = self._upstream(repository, str(digest))
-        try:
-            async with asyncio.timeout(WITHIN):
-                lease = await wait_for_lease(self._leases, str(digest), lambda: self._settled(repository, digest))
-        except TimeoutError:
-            raise UpstreamTimeout(
-                f"{upstream.name} did not give {repository.name}@{digest} within {WITHIN:.0f} s", upstream=upstream.name
-            ) from None
+        key = f"manifest {repository.key}@{digest}"
+        lease = await wait_for_lease(self._leases, key, lambda: self._settled(repository, digest))
         try:
             manifest = await self._local(digest)
-            if manifest is not None:
-                if not self._metadata.may_read(repository, digest):
-                    await upstream.resolve(repository.name, digest)
-                    await self._metadata.grant(repository, digest, public=False)
+            if manifest is not None and (
+                self._metadata.may_read(repository, digest) or await self._confirmed(upstream, repository, digest)
+            ):
+                self._confirm_children(repository, manifest)
                 return manifest
-            fetched = await upstream.manifest(repository.name, digest)
-            return await self._keep(repository, digest, fetched)
+            return await self._keep(repository, digest, await upstream.manifest(repository.name, digest))
         finally:
             if lease is not None:
                 lease.release()
 
     def _settled(self, repository: Repository, digest: Digest) -> bool:
         """Say whether another process did what we wait to do."""
-        return (
-            self._metadata.media_type(digest) is not None
-            and self._metadata.may_read(repository, digest)
-            and self._store.stat(digest) is not None
-        )
+        return self._here(digest) and self._metadata.may_read(repository, digest)
 
-    async def _keep_fetched(self, repository: Repository, fetched: FetchedManifest) -> Manifest:
-        """Keep what an upstream answered for a tag without naming its digest."""
-        digest = fetched.digest or digest_of(fetched.raw)
-        lease = await wait_for_lease(self._leases, str(digest), lambda: self._settled(repository, digest))
+    def _here(self, digest: Digest) -> bool:
+        """Say whether content is here and known to be a manifest, whoever may read it."""
+        return self._metadata.media_type(digest) is not None and self._store.stat(digest) is not None
+
+    async def _confirmed(self, upstream: Upstream, repository: Repository, digest: Digest) -> Resolved | None:
+        """Ask the repository's own upstream for a manifest by HEAD, and note its right.
+
+        None when the upstream makes no sense of HEAD: some answer 405.
+        """
         try:
-            return await self._local(digest) or await self._keep(repository, digest, fetched)
+            found = await upstream.resolve(repository.name, digest)
+        except UpstreamInvalid as error:
+            log.info("%s; asking by GET", error.message)
+            return None
+        if found.digest is not None and found.digest != digest:
+            return None
+        await self._metadata.grant(repository, digest, public=False)
+        return found
+
+    async def _keep_tagged(self, repository: Repository, fetched: FetchedManifest) -> Manifest:
+        """Keep what an upstream answered for a tag without naming its digest before."""
+        return await self._keep(repository, fetched.digest or digest_of(fetched.raw), fetched)
+
+    async def _keep(self, repository: Repository, digest: Digest, fetched: FetchedManifest) -> Manifest:
+        """Verify what an upstream sent, store it if it is not here, and note the repository's right to it."""
+        name = repository.source or ""
+        try:
+            manifest = await _read(fetched.raw, fetched.content_type, digest)
+        except (_WrongDigest, ManifestInvalid) as error:
+            message = f"upstream {name} sent no manifest for {repository.name}@{digest}: {error}; nothing of it is kept"
+            log.error("%s", message)
+            raise UpstreamInvalid(message, upstream=name) from error
+        lease = await wait_for_lease(self._leases, str(digest), lambda: False)
+        try:
+            if self._store.stat(digest) is None or await self._local(digest) is None:
+                await self._store.put(digest, fetched.raw)
         finally:
             if lease is not None:
                 lease.release()
-
-    async def _keep(self, repository: Repository, digest: Digest, fetched: FetchedManifest) -> Manifest:
-        """Verify what an upstream sent, and store it. The caller holds the digest's lease."""
-        name = repository.source or ""
-        actual = digest_of(fetched.raw, digest.algorithm)
-        if actual != digest:
-            message = f"{name} sent a manifest of {actual} for {repository.name}@{digest}; nothing of it is kept"
-            log.error("%s", message)
-            raise UpstreamInvalid(message, upstream=name)
-        try:
-            manifest = parse_manifest(fetched.raw, content_type=fetched.content_type, digest=digest)
-        except ManifestInvalid as error:
-            message = f"{name} sent no manifest for {repository.name}@{digest}: {error.message}"
-            log.error("%s", message)
-            raise UpstreamInvalid(message, upstream=name) from error
-        await self._store.put(digest, fetched.raw)
         await self._metadata.put_manifest(repository, manifest, public=fetched.anonymous)
         self._confirm_children(repository, manifest)
         return self._remember(manifest)
@@ -257,36 +301,46 @@ class ManifestService:
             self._store.touch(blob.digest)
 
     def _confirm_children(self, repository: Repository, manifest: Manifest) -> None:
-        """Confirm, in the background, the repository's right to blobs that are here already.
+        """Confirm, in the background, the repository's right to children of a manifest that are here already.
 
         Shared layers stay readable in an outage. The list alone proves nothing: anybody can name any digest.
         """
-        for child in manifest.blobs:
-            if self._blobs.present(child.digest) and not self._metadata.may_read(repository, child.digest):
-                task = asyncio.create_task(self._confirm_child(repository, child.digest))
+        images = {child.digest for child in manifest.manifests}
+        for digest in {child.digest for child in manifest.children}:
+            here = self._here(digest) if digest in images else self._blobs.present(digest)
+            if here and not self._metadata.may_read(repository, digest):
+                task = asyncio.create_task(self._confirm_child(repository, digest, image=digest in images))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
 
-    async def _confirm_child(self, repository: Repository, digest: Digest) -> None:
+    async def _confirm_child(self, repository: Repository, digest: Digest, *, image: bool) -> None:
         async with self._confirming:
             try:
-                await self._blobs.confirm(repository, digest)
-            except BlobUnknown:
+                if image:
+                    await self._by_digest(repository, digest)
+                else:
+                    await self._blobs.confirm(repository, digest)
+            except (BlobUnknown, ManifestUnknown):
                 log.info("%s does not have %s, which a manifest of it names", repository, digest)
             except RegistryError as error:
                 log.warning("the right of %s to %s is not confirmed: %s", repository, digest, error.message)
 
-    async def _complete(self, repository: Repository, digest: Digest) -> bool:
+    async def _complete(self, repository: Repository, digest: Digest, seen: set[Digest] | None = None) -> bool:
         """Say whether a client that gets this manifest can get an image from what is here.
 
-        An image: all its blobs that registries distribute. An index: at least one of its images.
+        An image: all its blobs that registries distribute. An index: at least one of its images. seen: manifests
+        looked at before on the way, so that indexes which name each other many times cost no more than once.
         """
+        seen = set() if seen is None else seen
+        if digest in seen or not self._here(digest) or not self._metadata.may_read(repository, digest):
+            return False
+        seen.add(digest)
         manifest = await self._local(digest)
-        if manifest is None or not self._metadata.may_read(repository, digest):
+        if manifest is None:
             return False
         if manifest.manifests:
             for child in manifest.manifests:
-                if self._metadata.media_type(child.digest) and await self._complete(repository, child.digest):
+                if await self._complete(repository, child.digest, seen):
                     return True
             return False
         return all(
@@ -299,3 +353,31 @@ class ManifestService:
         if upstream is None:
             raise ManifestUnknown(f"{repository} has no manifest {what}", detail={"reference": what})
         return upstream
+
+
+class _WrongDigest(Exception):
+    """The bytes are not those of the digest."""
+
+
+async def _read(raw: bytes, content_type: str | None, digest: Digest) -> Manifest:
+    """Check bytes against their digest and parse them: long ones in a thread. Raises: _WrongDigest, ManifestInvalid."""
+    if len(raw) <= READ_INLINE:
+        return _read_now(raw, content_type, digest)
+    return await in_thread(_read_now, raw, content_type, digest)
+
+
+def _read_now(raw: bytes, content_type: str | None, digest: Digest) -> Manifest:
+    actual = digest_of(raw, digest.algorithm)
+    if actual != digest:
+        raise _WrongDigest(f"its {len(raw)} bytes are those of {actual}")
+    return parse_manifest(raw, content_type=content_type, digest=digest)
+
+
+def _broken_promise(record: TagRecord, error: RegistryError) -> UpstreamInvalid:
+    """Return the error for a tag whose manifest its own upstream does not have, or not right."""
+    repository = record.repository
+    return UpstreamInvalid(
+        f"upstream {repository.source} says that {repository.name}:{record.tag} is {record.digest}, which cannot be "
+        f"had from it: {error.message}",
+        upstream=repository.source or "",
+    )

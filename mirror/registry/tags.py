@@ -3,8 +3,13 @@
 fresh            → answered at once, no upstream
 stale            → one HEAD, waited for at most ``revalidate_wait``; then the kept answer goes out
 check failed     → the kept answer, with a warning, for as long as ``stale_for``; no new check for a while
+moved            → the new digest; the one before is kept beside it until the new manifest is here, and comes back
+                   when that cannot be had
 upstream's 404   → by ``on_not_found``: forgotten, or kept
 nothing kept     → whatever the upstream answers; a 404 is remembered briefly
+
+All changes of a tag's record are made under its lease: what one process learnt never overwrites what another
+learnt later.
 """
 
 from __future__ import annotations
@@ -21,9 +26,12 @@ from mirror.metadata.base import MetadataStore, TagRecord
 from mirror.oci.errors import (
     ManifestUnknown,
     RegistryError,
+    StorageFailed,
     Unknown,
     UpstreamError,
     UpstreamFailed,
+    UpstreamInvalid,
+    UpstreamRateLimited,
     UpstreamTimeout,
 )
 from mirror.oci.manifest import Manifest, is_manifest_type
@@ -31,18 +39,20 @@ from mirror.oci.names import Digest, Repository, Tag
 from mirror.registry.errors import from_record, to_record
 from mirror.registry.sharing import Shared, wait_for_lease
 from mirror.store.base import Leases, Memo
-from mirror.upstream.base import FetchedManifest, Upstream
+from mirror.upstream.base import FetchedManifest, Resolved, Upstream
 
 log = logging.getLogger("mirror.tags")
 
 RETRY_AFTER = 5.0
 """Seconds without a new check after one that failed."""
+LONGEST_RETRY = 300.0
+"""Most seconds without a new check that an upstream's ``Retry-After`` can ask for."""
 REMEMBER_404 = 10.0
 """Longest time in seconds that a 404 is remembered when nothing is kept."""
 SHARE = 2.0
 """Seconds for which processes that waited together share a failure when nothing is kept."""
-WITHIN = 20.0
-"""Seconds a client with nothing to fall back on waits for a check; containerd gives up at 30."""
+LONGEST_WAIT = 10.0
+"""Most seconds a client that has something to fall back on waits for a check, whatever ``revalidate_wait``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +69,10 @@ Keep = Callable[[Repository, FetchedManifest], Awaitable[Manifest]]
 
 
 class TagResolver:
-    """The tags of every upstream's repositories. settings: upstream name → its ``tags`` section."""
+    """The tags of every upstream's repositories. settings: upstream name → its ``tags`` section.
+
+    clock: Unix seconds.
+    """
 
     def __init__(
         self,
@@ -87,74 +100,112 @@ class TagResolver:
         self._keep = store
 
     async def resolve(self, repository: Repository, tag: Tag) -> TagAnswer:
-        """Return what a tag points at.
+        """Return what a tag points at. With nothing kept this takes as long as the upstream does.
 
         Raises: ManifestUnknown (404 MANIFEST_UNKNOWN); UpstreamError when nothing usable is kept.
         """
         record = self._metadata.tag(repository, tag)
-        now = self._clock()
-        if record is not None and (now < record.fresh_until or repository.source is None):
+        if record is not None and (repository.source is None or self._clock() < record.fresh_until):
             return TagAnswer(record=record, hit=True)
         upstream = self._upstreams.get(repository.source) if repository.source else None
         if upstream is None:
             raise ManifestUnknown(f"{repository} has no tag {tag}", detail={"tag": tag})
-        if record is None:
-            return await self._first(upstream, repository, tag)
-        return await self._stale(upstream, record, now)
+        if record is not None:
+            return await self._stale(upstream, record)
+        await self._raise_remembered(f"404 {repository.key}:{tag}")
+        found = await asyncio.shield(self._check(upstream, repository, tag))
+        return TagAnswer(record=found, hit=False)
+
+    def patience(self, repository: Repository) -> float:
+        """Return for how many seconds a client that has something to fall back on is made to wait."""
+        settings = self._settings.get(repository.source or "")
+        return min(settings.revalidate_wait, LONGEST_WAIT) if settings else LONGEST_WAIT
 
     async def settle(self, record: TagRecord) -> None:
-        """Note what was learnt of the manifest a tag points at, unless the tag moved meanwhile."""
-        current = self._metadata.tag(record.repository, record.tag)
-        if current is not None and current.digest == record.digest:
-            await self._metadata.put_tag(
-                replace(current, media_type=record.media_type, size=record.size, previous=record.previous)
+        """Note what was learnt of the manifest a tag points at, unless the tag moved or is being checked."""
+
+        def settled(current: TagRecord) -> TagRecord:
+            return replace(current, media_type=record.media_type, size=record.size, previous=record.previous)
+
+        await self._amend(record, settled)
+
+    async def revert(self, record: TagRecord, error: RegistryError) -> None:
+        """Take back a move to a manifest that cannot be had, unless the tag moved on or is being checked.
+
+        The tag then points at what it did before, stale, and is checked again after a while. With nothing before,
+        a tag whose manifest the upstream does not have, or has not right, is forgotten.
+        """
+
+        def reverted(current: TagRecord) -> TagRecord | None:
+            if current.previous is None:
+                return None if isinstance(error, (Unknown, UpstreamInvalid)) else current
+            return replace(
+                current,
+                digest=current.previous,
+                media_type="",
+                size=0,
+                previous=None,
+                # The upstream was last asked then, and from then on this was not its answer.
+                fresh_until=current.checked_at,
+                retry_at=self._clock() + _pause(error),
+                trouble=json.dumps(to_record(error)),
             )
+
+        await self._amend(record, reverted)
 
     async def close(self) -> None:
         await self._shared.close()
 
-    async def _first(self, upstream: Upstream, repository: Repository, tag: Tag) -> TagAnswer:
-        """Ask about a tag of which nothing is kept."""
-        await self._raise_remembered(f"404 {repository.key}:{tag}")
+    async def _amend(self, record: TagRecord, change: Callable[[TagRecord], TagRecord | None]) -> None:
+        """Change a tag that still points at the record's digest; None drops it. Best effort."""
+        lease = self._leases.try_acquire(_lease_key(record.repository, record.tag))
+        if lease is None:
+            return
         try:
-            async with asyncio.timeout(WITHIN):
-                record = await self._check(upstream, repository, tag)
-        except TimeoutError:
-            raise UpstreamTimeout(
-                f"{upstream.name} did not answer for {repository.name}:{tag} within {WITHIN:.0f} s",
-                upstream=upstream.name,
-            ) from None
-        return TagAnswer(record=record, hit=False)
+            current = self._metadata.tag(record.repository, record.tag)
+            if current is None or current.digest != record.digest:
+                return
+            changed = change(current)
+            if changed is None:
+                await self._metadata.forget_tag(record.repository, record.tag)
+            elif changed != current:
+                await self._metadata.put_tag(changed)
+        finally:
+            lease.release()
 
-    async def _stale(self, upstream: Upstream, record: TagRecord, now: float) -> TagAnswer:
+    async def _stale(self, upstream: Upstream, record: TagRecord) -> TagAnswer:
         """Answer for a tag whose record is not fresh."""
         repository, tag = record.repository, record.tag
         settings = self._settings[upstream.name]
+        now = self._clock()
         usable = settings.stale_for is None or now < record.fresh_until + settings.stale_for
-        if usable and now < record.retry_at and record.trouble is not None:
-            kept = await self._kept(record)
-            if kept is not None:
-                return _stale_answer(kept, from_record(json.loads(record.trouble)))
-        check = asyncio.ensure_future(self._check(upstream, repository, tag))
-        check.add_done_callback(lambda task: task.cancelled() or task.exception())
+        kept = await self._kept(record) if usable else None
+        if kept is not None and now < record.retry_at and record.trouble is not None:
+            return _stale_answer(kept, from_record(json.loads(record.trouble)))
+        trouble: RegistryError
         try:
-            whole = usable and await self._complete(repository, record.digest)
-            async with asyncio.timeout(settings.revalidate_wait if whole else WITHIN):
-                fresh = await asyncio.shield(check)
+            async with asyncio.timeout(None if kept is None else self.patience(repository)):
+                fresh = await asyncio.shield(self._check(upstream, repository, tag))
             return TagAnswer(record=fresh, hit=False)
         except TimeoutError:
-            trouble: UpstreamError = UpstreamTimeout(f"{upstream.name} has not answered yet", upstream=upstream.name)
-        except UpstreamError as error:
+            trouble = UpstreamTimeout(f"upstream {upstream.name} has not answered yet", upstream=upstream.name)
+        except Unknown as error:
+            if settings.on_not_found == "forget" or kept is None:
+                raise
             trouble = error
-        if not usable:
-            raise trouble
-        kept = await self._kept(record)
-        if kept is None:
-            raise UpstreamFailed(
-                f"not all of {repository.name}:{tag} is kept, and {upstream.name} cannot be asked: {trouble.message}",
+        except (UpstreamError, StorageFailed) as error:  # a full disk cannot note an answer, and can give one
+            trouble = error
+        if kept is not None:
+            return _stale_answer(kept, trouble)
+        if usable and isinstance(trouble, UpstreamError) and self._metadata.media_type(record.digest) is not None:
+            # A client that got the manifest could not get its blobs.
+            kind = UpstreamRateLimited if isinstance(trouble, UpstreamRateLimited) else UpstreamFailed
+            raise kind(
+                f"not all of {repository.name}:{tag} is kept, and its upstream cannot be asked: {trouble.message}",
                 upstream=upstream.name,
+                retry_after=trouble.retry_after,
             ) from trouble
-        return _stale_answer(kept, trouble)
+        raise trouble
 
     async def _kept(self, record: TagRecord) -> TagRecord | None:
         """Return what a tag pointed at when a client can still get an image from it, None when it cannot."""
@@ -165,9 +216,9 @@ class TagResolver:
             return replace(record, digest=before, media_type="", size=0, previous=None)
         return None
 
-    async def _check(self, upstream: Upstream, repository: Repository, tag: Tag) -> TagRecord:
+    def _check(self, upstream: Upstream, repository: Repository, tag: Tag) -> asyncio.Task[TagRecord]:
         """Ask the upstream, once for all who wait in this process."""
-        return await self._shared.once((repository, tag), lambda: self._check_once(upstream, repository, tag))
+        return self._shared.start((repository, tag), lambda: self._check_once(upstream, repository, tag))
 
     async def _check_once(self, upstream: Upstream, repository: Repository, tag: Tag) -> TagRecord:
         """Ask the upstream, once for all processes: they wait for the lease, then read the record again."""
@@ -177,11 +228,11 @@ class TagResolver:
             record = self._metadata.tag(repository, tag)
             if record is None or record == before:
                 return None
-            if record.retry_at > self._clock() and record.trouble is not None:
+            if record.trouble is not None and (before is None or record.retry_at != before.retry_at):
                 raise from_record(json.loads(record.trouble))
-            return record if record.fresh_until > self._clock() else None
+            return record if before is None or record.checked_at != before.checked_at else None
 
-        key = f"tag {repository.key}:{tag}"
+        key = _lease_key(repository, tag)
         lease = self._leases.try_acquire(key)
         waited = lease is None
         if lease is None:
@@ -201,9 +252,7 @@ class TagResolver:
             except UpstreamError as error:
                 if before is not None:
                     log.warning("%s:%s cannot be checked: %s", repository, tag, error.message)
-                    await self._metadata.note_trouble(
-                        repository, tag, retry_at=self._clock() + RETRY_AFTER, trouble=json.dumps(to_record(error))
-                    )
+                    await self._note(before, error, _pause(error))
                 else:
                     await self._memo.remember(f"trouble {repository.key}:{tag}", json.dumps(to_record(error)), SHARE)
                 raise
@@ -212,54 +261,59 @@ class TagResolver:
                 lease.release()
 
     async def _ask(self, upstream: Upstream, repository: Repository, tag: Tag, before: TagRecord | None) -> TagRecord:
-        head = await upstream.resolve(repository.name, tag)
-        digest, media_type, size = head.digest, head.media_type, head.size
-        if digest is None or size is None or not is_manifest_type(media_type):
-            if digest is None:
-                manifest = await self._keep(repository, await upstream.manifest(repository.name, tag))
-                found = manifest.descriptor
-                digest, media_type, size = found.digest, found.media_type, found.size
-            else:
-                # Enough to fetch it by digest; the rest is then read from the body.
-                media_type, size = "", 0
-        now = self._clock()
+        """Ask what a tag points at, by HEAD where the upstream can do that; note and return it."""
+        head = await self._head(upstream, repository, tag)
+        if head is not None and head.digest is not None:
+            digest, size = head.digest, head.size
+            # What is already known of the manifest is better than what a header says of it.
+            media_type = self._metadata.media_type(digest) or head.media_type
+        else:
+            manifest = await self._keep(repository, await upstream.manifest(repository.name, tag))
+            found = manifest.descriptor
+            digest, media_type, size = found.digest, found.media_type, found.size
+        if before is not None and before.digest == digest and is_manifest_type(before.media_type):
+            media_type, size = before.media_type, before.size
+        if size is None or not is_manifest_type(media_type):
+            # Enough to fetch it by digest; the rest is then read from the body.
+            media_type, size = "", 0
         previous = None
-        if before is not None and before.digest != digest:
-            here = await self._complete(repository, before.digest)
-            previous = before.digest if here else before.previous
-            log.info("%s:%s moved from %s to %s", repository, tag, before.digest, digest)
-        elif before is not None:
+        if before is not None:
             previous = before.previous
-            if not is_manifest_type(media_type):
-                media_type, size = before.media_type, before.size
+            if before.digest != digest:
+                log.info("%s:%s moved from %s to %s", repository, tag, before.digest, digest)
+                if previous is None or await self._complete(repository, before.digest):
+                    previous = before.digest
+        now = self._clock()
         record = TagRecord(
             repository=repository,
             tag=tag,
             digest=digest,
             media_type=media_type or "",
-            size=size or 0,
+            size=size,
             origin="pulled",
             checked_at=now,
             fresh_until=now + self._settings[upstream.name].fresh_for,
-            previous=previous,
+            previous=previous if previous != digest else None,
         )
         await self._metadata.put_tag(record)
         return record
 
+    async def _head(self, upstream: Upstream, repository: Repository, tag: Tag) -> Resolved | None:
+        """Ask by HEAD; None when the upstream makes no sense of that: some answer 405."""
+        try:
+            return await upstream.resolve(repository.name, tag)
+        except UpstreamInvalid as error:
+            log.info("%s; asking by GET", error.message)
+            return None
+
     async def _not_found(
         self, upstream: Upstream, repository: Repository, tag: Tag, before: TagRecord | None, error: Unknown
     ) -> None:
-        """Act on an upstream's 404: forget the tag, or raise what makes the kept answer go out."""
+        """Act on an upstream's 404: forget the tag, or note that it is kept all the same."""
         settings = self._settings[upstream.name]
         if before is not None and settings.on_not_found == "keep":
-            kept = UpstreamFailed(
-                f"{upstream.name} no longer has {repository.name}:{tag}; it is kept by on_not_found: keep",
-                upstream=upstream.name,
-            )
-            await self._metadata.note_trouble(
-                repository, tag, retry_at=self._clock() + settings.fresh_for, trouble=json.dumps(to_record(kept))
-            )
-            raise kept from error
+            await self._note(before, error, settings.fresh_for)
+            return
         if before is not None:
             log.info("%s no longer has %s:%s; forgotten", upstream.name, repository.name, tag)
             await self._metadata.forget_tag(repository, tag)
@@ -267,10 +321,26 @@ class TagResolver:
         if seconds > 0:
             await self._memo.remember(f"404 {repository.key}:{tag}", json.dumps(to_record(error)), seconds)
 
+    async def _note(self, record: TagRecord, error: RegistryError, pause: float) -> None:
+        """Note why a tag could not be checked, and that it need not be again for ``pause`` seconds."""
+        await self._metadata.note_trouble(
+            record.repository, record.tag, retry_at=self._clock() + pause, trouble=json.dumps(to_record(error))
+        )
+
     async def _raise_remembered(self, key: str) -> None:
         known = await self._memo.recall(key)
         if known is not None:
             raise from_record(json.loads(known))
+
+
+def _lease_key(repository: Repository, tag: Tag) -> str:
+    return f"tag {repository.key}:{tag}"
+
+
+def _pause(error: RegistryError) -> float:
+    """Return the seconds without a new check after this error."""
+    asked = error.retry_after if isinstance(error, UpstreamError) else None
+    return max(RETRY_AFTER, min(asked or 0.0, LONGEST_RETRY))
 
 
 def _stale_answer(record: TagRecord, trouble: RegistryError) -> TagAnswer:

@@ -83,10 +83,11 @@ class DiskBlobStore:
 
     def _put(self, digest: Digest, data: bytes) -> None:
         final = self.root.cached(digest)
-        path = f"{self.root.path}/ingest/{digest.algorithm}/{digest.encoded}.{secrets.token_hex(8)}.part"
+        # The caller holds the lease, so one name is enough; what a kill leaves there is overwritten next time.
+        path = self.root.part(digest, 0)
         try:
             with disk_errors(f"storing {digest}"):
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 try:
                     write_all(fd, [data], 0)
                     os.fsync(fd)

@@ -73,7 +73,7 @@ class Residency:
             await asyncio.gather(self._flusher, return_exceptions=True)
         await self.flush()
         await self._run(self._close)
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # it is idle: all it did was waited for
 
     def touch(self, digest: Digest) -> None:
         """Note a use. Costs one dictionary entry; written with the next batch."""

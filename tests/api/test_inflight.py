@@ -242,11 +242,15 @@ async def test_a_complete_part_is_committed_without_any_request(tmp_path: Path, 
     data = random_bytes(2 * MIB, 7)
     digest = hub.add_blob(NAME, data)
     config = config_of(tmp_path, hub)
-    ingest = Ingest(open_root(tmp_path / "root"), parse_digest(digest))
-    ingest.begin()
-    ingest.append_in_thread([data], 0)
-    ingest.publish(phase=Phase.RUNNING, size=len(data), written=len(data), sources=(f"up|{NAME}",), public=True)
-    ingest.close()
+
+    def leave() -> None:
+        ingest = Ingest(open_root(tmp_path / "root"), parse_digest(digest))
+        ingest.begin()
+        ingest.append_in_thread([data], 0)
+        ingest.publish(phase=Phase.RUNNING, size=len(data), written=len(data), sources=(f"up|{NAME}",), public=True)
+        ingest.close()
+
+    await asyncio.to_thread(leave)
     async with mirrors(config) as (worker,):
         answer = await worker.get(path_of(digest))
         assert right(answer.body, digest)
@@ -266,12 +270,16 @@ async def test_a_damaged_prefix_is_thrown_away_and_fetched_anew(
 
     data = random_bytes(2 * MIB, 8)
     digest = hub.add_blob(NAME, data)
-    ingest = Ingest(open_root(tmp_path / "root"), parse_digest(digest))
-    ingest.begin()
     half = data[:MIB] if damage == "flipped" else bytes(MIB)
-    ingest.append_in_thread([b"?" + half[1:]], 0)
-    ingest.publish(phase=Phase.RUNNING, size=len(data), written=MIB, sources=(f"up|{NAME}",), public=True)
-    ingest.close()
+
+    def leave() -> None:
+        ingest = Ingest(open_root(tmp_path / "root"), parse_digest(digest))
+        ingest.begin()
+        ingest.append_in_thread([b"?" + half[1:]], 0)
+        ingest.publish(phase=Phase.RUNNING, size=len(data), written=MIB, sources=(f"up|{NAME}",), public=True)
+        ingest.close()
+
+    await asyncio.to_thread(leave)
     async with mirrors(config_of(tmp_path, hub)) as (worker,):
         first = await Client(worker.url + path_of(digest)).task
         assert first.ended != "clean" or right(bytes(first.body), digest)

@@ -625,6 +625,7 @@ def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_column(tmp_path: Path, loader: None) -> None:
     assert problems(tmp_path, "\ufeffcolour: blue\nworkers: 1\n") == ["mirror.yaml:1:1: colour: unknown key"]
+    assert problems(tmp_path, "\ufeffworkers: \x07\n") == ["mirror.yaml:1:10: not valid YAML: a control character"]
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path, loader: None) -> None:

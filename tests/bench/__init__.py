@@ -1,0 +1,1 @@
+"""Benchmarks: side-by-side ratios, each in one run. See README.md."""

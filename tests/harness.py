@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl as ssl_module
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from mirror.config import Config, Upstream
+from mirror.logs import AccessLog
 from mirror.metrics import Metrics, prepare
 from mirror.wiring import build_app
 from mirror.worker import WorkerContext
@@ -29,11 +31,13 @@ def make_config(root: Path, upstreams: Mapping[str, Any], **settings: Any) -> Co
 
 
 class Mirror:
-    """One running worker. url: where it answers. app: the application."""
+    """One running worker. url: where it answers. app: the application. lines: its access log."""
 
-    def __init__(self, app: web.Application, runner: web.AppRunner, port: int) -> None:
+    def __init__(self, app: web.Application, runner: web.AppRunner, port: int, lines: Lines, scheme: str) -> None:
         self.app = app
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{scheme}://127.0.0.1:{port}"
+        self.lines = lines.written
+        self.stopping = False
         self._runner = runner
         self.session = aiohttp.ClientSession(auto_decompress=False)
 
@@ -55,6 +59,17 @@ class Mirror:
         await self._runner.cleanup()
 
 
+class Lines(AccessLog):
+    """An access log that keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        self.written.append(dict(fields))
+
+
 class Answer:
     """A whole response."""
 
@@ -74,40 +89,44 @@ class Answer:
         return f"<{self.status} {len(self.body)} bytes {self.body[:200]!r} {dict(self.headers)}>"
 
 
-async def start_mirror(config: Config, *, slot: int = 0) -> Mirror:
+async def start_mirror(config: Config, *, slot: int = 0, ssl: ssl_module.SSLContext | None = None) -> Mirror:
+    """Start one worker. ssl: what it speaks TLS with."""
     metrics = await asyncio.to_thread(Metrics, config.storage.root / "run" / "metrics", slot)
-    context = WorkerContext(slot=slot, workers=4, metrics=metrics, stopping=lambda: False)
-    context.access_log._fd = -1
+    lines = Lines()
+    context = WorkerContext(slot=slot, workers=4, metrics=metrics, stopping=lambda: started.stopping, access_log=lines)
     app = await build_app(config, context)
 
     async def close(_: web.Application) -> None:
-        context.access_log.close()
+        lines.close()
         metrics.close()
 
     app.on_cleanup.append(close)
     runner = web.AppRunner(app, auto_decompress=False, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl)
     await site.start()
     port = runner.addresses[0][1]
-    return Mirror(app, runner, port)
+    started = Mirror(app, runner, port, lines, "https" if ssl else "http")
+    return started
 
 
 @contextlib.asynccontextmanager
-async def mirrors(config: Config, count: int = 1) -> AsyncIterator[list[Mirror]]:
+async def mirrors(
+    config: Config, count: int = 1, *, ssl: ssl_module.SSLContext | None = None
+) -> AsyncIterator[list[Mirror]]:
     """Run ``count`` workers on one root."""
     await asyncio.to_thread(prepare, config.storage.root / "run" / "metrics", count)
     started: list[Mirror] = []
     try:
         for slot in range(count):
-            started.append(await start_mirror(config, slot=slot))
+            started.append(await start_mirror(config, slot=slot, ssl=ssl))
         yield started
     finally:
         await asyncio.gather(*(mirror.stop() for mirror in started))
 
 
 @contextlib.asynccontextmanager
-async def mirror(config: Config) -> AsyncIterator[Mirror]:
+async def mirror(config: Config, *, ssl: ssl_module.SSLContext | None = None) -> AsyncIterator[Mirror]:
     """Run one worker."""
-    async with mirrors(config) as (one,):
+    async with mirrors(config, ssl=ssl) as (one,):
         yield one

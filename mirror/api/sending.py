@@ -8,11 +8,9 @@ slows nobody, and a file that is truncated meanwhile is a short read and no SIGB
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import struct
-import termios
 from collections.abc import Awaitable
 
 from aiohttp import web
@@ -27,7 +25,8 @@ PIECE = 256 * 1024
 TURN = 2 * 1024 * 1024
 """Bytes one client is sent before the others get their turn."""
 
-_INT = struct.Struct("i")
+_BYTES_ACKED = struct.Struct("120xQ")
+"""Where ``struct tcp_info`` has ``tcpi_bytes_acked``."""
 _buffer = memoryview(bytearray(PIECE))
 
 
@@ -46,16 +45,16 @@ class Sender:
         self._timeout = timeout
         self._transport: asyncio.Transport | None = request.transport
         self._socket: socket.socket | None = None
-        self._fd = -1
+        self._connection: socket.socket | None = None
         self.sent = 0
         """Body bytes sent."""
         found = self._transport.get_extra_info("socket") if self._transport else None
-        if found is None or self._transport is None or found.fileno() < 0:
-            return
-        self._fd = found.fileno()
+        if self._transport is None or found is None or found.fileno() < 0:
+            return  # the client is gone; writing will say so
+        self._connection = found
         if self._transport.get_extra_info("sslcontext") is None and response.content_length is not None:
             # A descriptor of our own: the event loop refuses to watch one that a transport uses.
-            self._socket = socket.socket(fileno=os.dup(self._fd))
+            self._socket = socket.socket(fileno=os.dup(found.fileno()))
             self._socket.setblocking(False)
 
     async def send(self, body: Body, first: int, stop: int | None, extent: Extent | None = None) -> None:
@@ -156,19 +155,19 @@ class Sender:
     async def _within(self, sending: Awaitable[None]) -> None:
         """Wait for the client to make room; ClientTooSlow when it takes not a byte for the whole time limit.
 
-        Room is told of late: the kernel waits until a third of its buffer is free. So what is left is asked for.
+        Of room we are told late: the kernel waits until a third of its buffer is free. So it is asked.
         """
         loop = asyncio.get_running_loop()
-        left = self._left()
+        before = self._taken()
         timer: asyncio.TimerHandle
 
         def look() -> None:
-            nonlocal left, timer
-            before, left = left, self._left()
-            if left < before:
-                timer = loop.call_later(self._timeout, look)
-            else:
+            nonlocal before, timer
+            taken = self._taken()
+            if taken == before:
                 limit.reschedule(loop.time())
+            else:
+                before, timer = taken, loop.call_later(self._timeout, look)
 
         timer = loop.call_later(self._timeout, look)
         try:
@@ -179,12 +178,14 @@ class Sender:
         finally:
             timer.cancel()
 
-    def _left(self) -> int:
-        """Return the bytes the client has not taken yet: in the transport and in the kernel."""
-        if self._transport is None or self._transport.is_closing():
-            return 0
-        queued: int = _INT.unpack(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(_INT.size)))[0]
-        return queued + self._transport.get_write_buffer_size()
+    def _taken(self) -> int:
+        return 0 if self._connection is None or self._connection.fileno() < 0 else bytes_taken(self._connection)
+
+
+def bytes_taken(connection: socket.socket) -> int:
+    """Return the bytes the other side has acknowledged since the connection began. Source: tcp(7), TCP_INFO."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    return int(_BYTES_ACKED.unpack(info)[0]) if len(info) == _BYTES_ACKED.size else 0
 
 
 def end_short(request: web.Request) -> None:

@@ -226,13 +226,16 @@ class Download:
             async with asyncio.timeout(HEADERS_WITHIN):
                 return await waiter
         except TimeoutError:
+            _discard(waiter)
             raise UpstreamTimeout(
                 f"{origin.repository.source} did not begin to send {self.digest} within {HEADERS_WITHIN:.0f} s",
                 upstream=origin.upstream.name,
             ) from None
+        except asyncio.CancelledError:
+            _discard(waiter)
+            raise
         finally:
-            if waiter.cancelled() or not waiter.done():
-                self._waiters = [entry for entry in self._waiters if entry[1] is not waiter]
+            self._waiters = [entry for entry in self._waiters if entry[1] is not waiter]
 
     async def stop(self) -> None:
         """End it here; what is on disk stays to be continued by another process or after a restart."""
@@ -289,6 +292,8 @@ class Download:
 
     def _end(self) -> None:
         """Leave nobody waiting."""
+        if self.error is None and self.views and self.state.phase not in (Phase.VERIFIED, Phase.DONE):
+            self.error = UpstreamFailed(f"the download of {self.digest} ended", upstream="")
         self.changed.notify()
         for repository, waiter in self._waiters:
             if not waiter.done():
@@ -697,6 +702,12 @@ class Inflight:
 
 class _Restart(UpstreamInvalid):
     """What is on disk cannot be continued with what the upstream says now."""
+
+
+def _discard(waiter: asyncio.Future[DownloadBody]) -> None:
+    """Close a view that came just as its client stopped waiting."""
+    if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+        waiter.result().close()
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

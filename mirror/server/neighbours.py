@@ -43,6 +43,11 @@ def alive(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
+def overlap(one: str, other: str) -> bool:
+    """Say whether two numeric addresses of one port are in each other's way."""
+    return one == other or one in _ANY or other in _ANY
+
+
 def _inodes(host: str, port: int) -> Iterator[str]:
     for table in ("tcp", "tcp6"):
         try:
@@ -52,10 +57,8 @@ def _inodes(host: str, port: int) -> Iterator[str]:
         for line in lines:
             fields = line.split()
             address, _, hex_port = fields[1].partition(":")
-            if fields[3] == _LISTEN and int(hex_port, 16) == port:
-                other = _address(address)
-                if other == host or other in _ANY or host in _ANY:
-                    yield fields[9]
+            if fields[3] == _LISTEN and int(hex_port, 16) == port and overlap(_address(address), host):
+                yield fields[9]
 
 
 def _address(text: str) -> str:

@@ -40,7 +40,7 @@ class Reservation:
 
     def open(self) -> socket.socket:
         """Return a socket of this address for one worker, bound but not yet listening."""
-        opened = _socket(self.held.family, reuse_address=True, reuse_port=True)
+        opened = make_socket(self.held.family, reuse_address=True, reuse_port=True)
         try:
             opened.bind(self.address)
             opened.setblocking(False)
@@ -99,16 +99,16 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 def _reserve(family: socket.AddressFamily, address: tuple[Any, ...]) -> Reservation:
     if address[1]:
-        with _socket(family, reuse_address=True) as alone:
+        with make_socket(family, reuse_address=True) as alone:
             alone.bind(address)
     # SO_REUSEADDR, as connections of an earlier server may still be in TIME_WAIT.
-    held = _socket(family, reuse_address=True, reuse_port=True)
+    held = make_socket(family, reuse_address=True, reuse_port=True)
     try:
         held.bind(address)
         taken = held.getsockname()
         # Two sockets with SO_REUSEADDR share an address until one listens, and the kernel may remember "everybody
         # here shares" for the port: one that listens for a moment makes it forget, and the held one stops sharing.
-        with _socket(family, reuse_address=True, reuse_port=True) as brief:
+        with make_socket(family, reuse_address=True, reuse_port=True) as brief:
             brief.bind(taken)
             brief.listen(1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -118,7 +118,10 @@ def _reserve(family: socket.AddressFamily, address: tuple[Any, ...]) -> Reservat
     return Reservation(held=held, address=taken)
 
 
-def _socket(family: socket.AddressFamily, *, reuse_address: bool = False, reuse_port: bool = False) -> socket.socket:
+def make_socket(
+    family: socket.AddressFamily, *, reuse_address: bool = False, reuse_port: bool = False
+) -> socket.socket:
+    """Return an unbound socket with these options."""
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)

@@ -25,7 +25,7 @@ SLOW_RATE = 1_000_000
 def run(settings: Settings) -> Result:
     """Run both scenarios, each on a mirror of its own, as a peak never goes down."""
     result = Result(name="memory", beside="limit")
-    size = settings.pick(1_000_000_000, 64 * MIB)
+    size = settings.pick(1_000_000_000, 128 * MIB)
     with workspace() as folder, Upstream(folder) as upstream:
         _follow(result, folder, upstream, upstream.blob(size, seed=1), size)
         _slow(result, folder, upstream, upstream.blob(size, seed=2), size)

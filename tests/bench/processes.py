@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ PROJECT = Path(__file__).resolve().parents[2]
 def cores() -> list[int]:
     """Return the cores this run may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+@contextmanager
+def on_cores(pinned: Collection[int]) -> Iterator[None]:
+    """Keep this thread, and what it starts unpinned meanwhile, to these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, pinned)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def free_port() -> int:

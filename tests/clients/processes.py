@@ -54,7 +54,10 @@ class Process:
         return self._popen.poll() is None
 
     def wait_until(self, what: str, condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-        """Wait for a condition, but no longer than the process lives; the log's end is in the error."""
+        """Wait for a condition, but no longer than the process lives.
+
+        In vain: the process is killed, as nobody will have it to end it; the log's end is in the error.
+        """
 
         def ready_or_dead() -> bool:
             return not self.alive() or bool(condition())
@@ -63,7 +66,10 @@ class Process:
             wait_for(f"{self.name}: {what}", ready_or_dead, seconds=seconds)
             if not self.alive():
                 raise NotReady(f"{self.name} ended with status {self._popen.returncode}")
-        except NotReady as exc:
+        except BaseException as exc:
+            self.kill()
+            if not isinstance(exc, NotReady):
+                raise
             raise NotReady(f"{exc}\n{self.tail()}") from None
 
     def tail(self, lines: int = 15) -> str:

@@ -6,6 +6,7 @@ Settings: config (as of ``Config``), hang_limit, and how it is to fail at its st
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
 
 
 async def build_app(config: Config, worker: WorkerContext) -> web.Application:
+    while worker.slot == 1 and SETTINGS.get("gate") and not Path(SETTINGS["gate"]).exists():
+        await asyncio.sleep(0.01)
     failure = SETTINGS.get("fail")
     if failure and (not SETTINGS.get("fail_if") or Path(SETTINGS["fail_if"]).exists()):
         if failure == "refuse":
@@ -53,13 +56,17 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         return response
 
     async def large(request: web.Request) -> web.StreamResponse:
-        """Send 8 MiB in pieces, and make the file when the last piece has been written, not sent."""
-        response = web.StreamResponse(headers={"Content-Length": str(8 * 1024 * 1024)})
+        """Send as much as the kernel takes and a little more; write into the file how many bytes that was."""
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
         await response.prepare(request)
-        for _ in range(256):
+        assert request.transport is not None
+        sent = 0
+        while not request.transport.get_write_buffer_size():
             await response.write(bytes(32 * 1024))
+            sent += 32 * 1024
         await response.write_eof()
-        Path(request.query["done"]).touch()
+        Path(request.query["done"]).write_text(str(sent))
         return response
 
     async def block(request: web.Request) -> web.Response:
@@ -70,6 +77,11 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         worker.metrics.downloads.inc()
         return web.json_response({"pid": os.getpid()})
 
+    async def orphan(request: web.Request) -> web.Response:
+        """Undo what the kernel was told about our parent."""
+        ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+        return web.json_response({"pid": os.getpid()})
+
     async def log(request: web.Request) -> web.Response:
         worker.access_log.write({"path": request.query["mark"], "pid": os.getpid()})
         return web.Response()
@@ -78,7 +90,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         return web.Response(body=await asyncio.to_thread(worker.metrics.render))
 
     app = web.Application()
-    for handler in (who, healthz, readyz, slow, large, block, hold, log, metrics):
+    for handler in (who, healthz, readyz, slow, large, block, hold, orphan, log, metrics):
         app.router.add_get(f"/{handler.__name__}", handler)
     return app
 

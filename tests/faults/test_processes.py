@@ -20,7 +20,9 @@ import pytest
 import trustme
 
 from mirror.config import ListenAddress
-from mirror.server.sockets import reserve
+from mirror.server.neighbours import overlap
+from mirror.server.owner import take_root
+from mirror.server.sockets import make_socket, reserve
 from mirror.worker import StartupError
 
 PROJECT = Path(__file__).parents[2]
@@ -53,6 +55,28 @@ def alive(pid: int) -> bool:
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(port: int) -> bool:
+    """Say whether a request is answered within a moment."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=0.3)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def holding(fd: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that has inherited the descriptor and nothing else to do."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Service:
@@ -191,6 +215,18 @@ def test_says_where_it_listens_and_with_what_once(start: Callable[..., Service],
     assert all((line["workers"], line["root"]) == (2, str(tmp_path / "root")) for line in lines)
 
 
+def test_says_so_only_when_all_workers_listen(start: Callable[..., Service], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    gate = tmp_path / "gate"
+    service = start(config={"workers": 2, "listen": [f"127.0.0.1:{port}"]}, gate=str(gate))
+    eventually(lambda: answers(port))
+    assert service.messages() == []
+    gate.write_text("")
+    assert service.ready().port == port
+
+
 def test_root_is_made_for_its_owner_alone(start: Callable[..., Service], tmp_path: Path) -> None:
     start(root="some/deeper/root").ready()
     assert (tmp_path / "some/deeper/root").stat().st_mode & 0o777 == 0o700
@@ -221,10 +257,16 @@ def test_second_service_on_a_root_is_refused(start: Callable[..., Service], tmp_
 def test_both_are_free_again_after_it_stopped(start: Callable[..., Service]) -> None:
     first = start().ready()
     # The side that closes first keeps the connection in TIME_WAIT: this time the server.
-    first.ask("/healthz", Connection="close")
-    time_wait = f":{first.port:04X} "
-    table = Path("/proc/net/tcp").read_text().splitlines()
-    assert any(time_wait in " ".join(line.split()[1:2]) + " " and line.split()[3] == "06" for line in table)
+    with socket.create_connection(("127.0.0.1", first.port)) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        while client.recv(4096):
+            pass
+
+    def in_time_wait() -> bool:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return any(line[1].endswith(f":{first.port:04X}") and line[3] == "06" for line in lines)
+
+    eventually(in_time_wait)
     first.signal(signal.SIGTERM)
     assert first.wait() == 0
     second = start(config=config(first)).ready()
@@ -233,14 +275,13 @@ def test_both_are_free_again_after_it_stopped(start: Callable[..., Service]) -> 
 
 
 @pytest.mark.parametrize("options", [[], [socket.SO_REUSEADDR], [socket.SO_REUSEADDR, socket.SO_REUSEPORT]])
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_port_of_another_program_names_it(start: Callable[..., Service], options: list[int], host: str) -> None:
+def test_port_of_another_program_names_it(start: Callable[..., Service], options: list[int]) -> None:
     script = (
         "import socket, sys, time\ns = socket.socket()\n"
-        "for option in sys.argv[2:]: s.setsockopt(socket.SOL_SOCKET, int(option), 1)\n"
-        "s.bind((sys.argv[1], 0)); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(600)"
+        "for option in sys.argv[1:]: s.setsockopt(socket.SOL_SOCKET, int(option), 1)\n"
+        "s.bind(('127.0.0.1', 0)); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(600)"
     )
-    command = [sys.executable, "-c", script, host, *map(str, options)]
+    command = [sys.executable, "-c", script, *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None
@@ -280,6 +321,21 @@ def test_address_is_ours_although_another_server_left_connections_behind() -> No
 
 
 @pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("127.0.0.1", "0.0.0.0", True),
+        ("::", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_who_has_the_port_is_whose_address_is_in_the_way(one: str, other: str, expected: bool) -> None:
+    assert overlap(one, other) is expected
+
+
+@pytest.mark.parametrize(
     ("host", "says"),
     [("192.0.2.1", "this machine has no such address"), ("no-such-name.invalid", "not an address or name")],
     ids=["not-ours", "unknown"],
@@ -294,6 +350,9 @@ def test_ipv4_and_ipv6_of_one_port_go_together() -> None:
         first = reserve(ListenAddress("::1", 0))
     except StartupError:
         pytest.skip("no IPv6 loopback here")
+    # What makes it so for the unspecified addresses too, which a test does not listen on.
+    with make_socket(socket.AF_INET6) as unbound:
+        assert unbound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     with first.held, reserve(ListenAddress("127.0.0.1", first.address[1])).held:
         assert first.url("https") == f"https://[::1]:{first.address[1]}"
 
@@ -431,25 +490,53 @@ def test_workers_end_with_their_parent_and_leave_root_and_port(start: Callable[.
     assert not set(second.workers(3).values()) & set(pids)
 
 
-def test_root_is_owned_until_the_last_worker_is_gone(tmp_path: Path) -> None:
-    from mirror.server.owner import take_root
+@pytest.mark.parametrize(
+    ("end_parent", "prepare"),
+    [("kernel", "/block"), ("pipe", "/orphan")],
+    ids=["although-its-loop-hangs", "although-the-kernel-does-not-tell"],
+)
+def test_worker_ends_with_its_parent(start: Callable[..., Service], end_parent: str, prepare: str) -> None:
+    service = start().ready()
+    worker = service.workers(1)[0]
+    with contextlib.closing(service.open()) as connection:
+        connection.request("GET", prepare)
+        if end_parent == "pipe":
+            connection.getresponse().read()
+        else:
+            # It hangs when it does not answer another connection any more.
+            eventually(lambda: not answers(service.port))
+        service.signal(signal.SIGKILL)
+        eventually(lambda: not alive(worker))
 
-    release, hold = os.pipe()
+
+def test_root_is_owned_until_the_last_process_with_it_is_gone(tmp_path: Path) -> None:
     fd = take_root(tmp_path / "root")
-    child = os.fork()
-    if child == 0:
-        os.close(hold)
-        os.read(release, 1)
-        os._exit(0)
-    os.close(fd)  # the parent's own hold; its pid is alive, so that nobody waits for it
-    try:
+    with holding(fd) as worker:
+        os.close(fd)  # this process, named in the file, lives on: so nobody waits for the worker
         with pytest.raises(StartupError, match=f"in use by another mirror, pid {os.getpid()} "):
             take_root(tmp_path / "root")
-    finally:
-        os.close(hold)
-        os.close(release)
-        os.waitpid(child, 0)
+        assert worker.poll() is None
     os.close(take_root(tmp_path / "root"))
+
+
+def test_last_workers_of_a_parent_that_is_gone_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    fd = take_root(tmp_path / "root")
+    os.pwrite(fd, f"{gone.pid}\n".encode(), 0)
+    os.ftruncate(fd, len(f"{gone.pid}\n"))
+    waits = []
+    with holding(fd) as worker:
+        os.close(fd)
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            worker.kill()
+            worker.wait()
+
+        monkeypatch.setattr("mirror.server.owner.time.sleep", sleep)
+        os.close(take_root(tmp_path / "root"))
+    assert waits
 
 
 def test_sigterm_unready_then_draining_then_gone(start: Callable[..., Service], tmp_path: Path) -> None:
@@ -510,21 +597,22 @@ def test_requests_that_do_not_end_are_cut_off_at_the_limit(start: Callable[..., 
 
 def test_last_bytes_of_a_finished_response_are_waited_for(start: Callable[..., Service], tmp_path: Path) -> None:
     service = start().ready()
+    worker = service.workers(1)[0]
     done = tmp_path / "done"
     with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
         client.settimeout(PATIENCE)
         client.connect(("127.0.0.1", service.port))
         client.sendall(f"GET /large?done={done} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
-        received = b""
-        while not done.exists():
-            received += client.recv(4096)
+        eventually(lambda: done.exists() and done.read_text())
         service.signal(signal.SIGTERM)
-        eventually(lambda: any(message.startswith("draining") for message in service.messages()))
         eventually(lambda: not listening(service.port))
-        while piece := client.recv(65536):
-            received += piece
-    assert len(received.partition(b"\r\n\r\n")[2]) == 8 * 1024 * 1024
+        # Long enough for a worker that does not wait to be gone.
+        before = time.monotonic()
+        eventually(lambda: not alive(worker) or time.monotonic() > before + 1)
+        assert alive(worker)
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        assert len(response.read()) == int(done.read_text())
     assert service.wait() == 0
 
 
@@ -569,16 +657,25 @@ def test_metrics_are_summed_over_workers_and_survive_one(start: Callable[..., Se
     assert service.metric("mirror_downloads_in_flight") == 0
 
 
-def test_a_dead_workers_gauges_do_not_wait_for_its_successor(start: Callable[..., Service], tmp_path: Path) -> None:
-    trouble = tmp_path / "trouble"
-    service = start(config={"workers": 2}, fail="refuse", fail_if=str(trouble)).ready()
-    service.workers(2)
-    held = json.loads(service.ask("/hold")[1])["pid"]
-    trouble.write_text("")
-    os.kill(held, signal.SIGKILL)
-    eventually(lambda: any(f"(pid {held}) ended" in message for message in service.messages()))
-    assert eventually(service.who)["pid"] != held
-    assert service.metric("mirror_downloads_in_flight") == 0
+def test_a_dead_workers_gauges_do_not_wait_for_its_successor(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2}).ready()
+    for pause in ("0 s", "0.5 s"):  # so that the next one will be replaced after a while only
+        pid = service.workers(2)[0]
+        os.kill(pid, signal.SIGKILL)
+        eventually(
+            lambda pid=pid, pause=pause: any(
+                f"(pid {pid}) ended" in message and message.endswith(f"replaced in {pause}")
+                for message in service.messages()
+            )
+        )
+        eventually(lambda pid=pid: service.workers(2)[0] != pid)
+    pid, others = service.workers(2)[0], 0
+    while json.loads(service.ask("/hold")[1])["pid"] != pid:
+        others += 1
+    assert service.metric("mirror_downloads_in_flight") == others + 1
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: any(f"(pid {pid}) ended" in message for message in service.messages()))
+    assert service.metric("mirror_downloads_in_flight") == others
 
 
 def test_counts_start_anew_with_the_service(start: Callable[..., Service]) -> None:

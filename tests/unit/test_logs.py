@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import pty
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +20,16 @@ import pytest
 
 from mirror.logs import AccessLog, HumanFormatter, JsonFormatter
 
+PROJECT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     yield ends
     for end in ends:
-        try:
+        with contextlib.suppress(OSError):
             os.close(end)
-        except OSError:
-            pass
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:
@@ -139,29 +142,31 @@ async def test_a_reader_that_sleeps_is_not_waited_for_and_gets_whole_lines(pipe:
     assert dropped[0] > 0
 
 
+_WRITER = """
+import sys
+from mirror.logs import AccessLog
+log = AccessLog(2)
+log.patience = 30
+for number in range(3000):
+    log._lines.append(log._format({"child": int(sys.argv[1]), "number": number, "fill": "y" * (number % 300)}))
+sys.stdin.read()
+log.close()
+"""
+
+
 def test_processes_sharing_a_pipe_do_not_mix_lines(pipe: tuple[int, int]) -> None:
-    children = []
-    for child in range(3):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.close(pipe[0])
-                log = AccessLog(pipe[1])
-                log.patience = 30
-                for number in range(3000):
-                    log._lines.append(log._format({"child": child, "number": number, "fill": "y" * (number % 300)}))
-                log.close()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(pid)
-    os.close(pipe[1])
-    found = b""
-    while piece := os.read(pipe[0], 16384):
-        found += piece
-    for pid in children:
-        assert os.waitpid(pid, 0)[1] == 0
+    with contextlib.ExitStack() as stack:
+        go = os.pipe()
+        for child in range(3):
+            command = [sys.executable, "-c", _WRITER, str(child)]
+            environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+            stack.enter_context(subprocess.Popen(command, stdin=go[0], stderr=pipe[1], env=environment))
+        os.close(pipe[1])
+        os.close(go[0])
+        os.close(go[1])  # all at once
+        found = b""
+        while piece := os.read(pipe[0], 16384):
+            found += piece
     lines = [json.loads(line) for line in found.splitlines()]
     for child in range(3):
         assert [line["number"] for line in lines if line["child"] == child] == list(range(3000))

@@ -32,12 +32,13 @@ def v1(folder: str, quota: str) -> dict[str, str]:
         ("4:cpu:/\n", v1("cpu", "-1"), 6, 6),
         ("4:cpu:/docker/1f\n", v1("cpu", "200000"), 6, 2),
         ("4:cpu,cpuacct:/x\n0::/x\n", v1("cpu/x", "400000") | {"unified/x/cpu.max": "500000 100000"}, 6, 4),
+        ("4:cpu:/x\n0::/x\n", v1("cpu/x", "400000") | {"unified/x/cpu.max": "300000 100000"}, 6, 3),
         ("3:cpuset:/\n", v1("cpuset", "100000"), 6, 6),
     ],
     ids=[
         "no-groups", "v2-root", "v2-max", "v2-two", "v2-rounded-up", "v2-at-least-one", "v2-more-than-cpus",
         "v2-of-parent", "v2-own-smaller", "v2-outside-namespace", "v2-nonsense", "v1", "v1-none", "v1-in-container",
-        "both-versions", "other-controller",
+        "both-versions", "both-unified-less", "other-controller",
     ],
 )  # fmt: skip
 def test_auto(tmp_path: Path, membership: str, files: dict[str, str], affinity: int, expected: int) -> None:

@@ -48,6 +48,8 @@ log = logging.getLogger("mirror.download")
 
 BATCH = 1024 * 1024
 """Most bytes hashed and written in one thread hop."""
+FIRST_BATCH = 64 * 1024
+"""The same for the first one: the first byte is waited for."""
 BACKLOG = 4 * 1024 * 1024
 """Bytes received and not yet written at which the upstream is made to wait."""
 HEADERS_WITHIN = 20.0
@@ -577,7 +579,8 @@ class Download:
                     await arrived.wait()
                     continue
                 batch, taken = [], 0
-                while pending and taken < BATCH:
+                most = BATCH if ingest.state.written else FIRST_BATCH
+                while pending and taken < most:
                     chunk = pending.popleft()
                     batch.append(chunk)
                     taken += len(chunk)

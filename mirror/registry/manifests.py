@@ -150,6 +150,7 @@ class ManifestService:
             error = _broken_promise(record, failure) if repository.source else failure
             whole = before is not None  # the upstream is there: the rest of what was before can be had from it
             if repository.source:
+                log.error("%s", error.message)
                 await self._tags.revert(record, error)
         except UpstreamError as failure:
             error = failure

@@ -214,10 +214,11 @@ async def test_several_ranges_at_once_over_many_connections(one: Mirror, blob: t
         ("", 200),
     ],
 )
-async def test_if_none_match(one: Mirror, blob: tuple[str, bytes], header: str, status: int) -> None:
+async def test_if_none_match(tmp_path: Path, one: Mirror, blob: tuple[str, bytes], header: str, status: int) -> None:
     path, data = blob
     digest = path.rpartition("/")[2]
     await one.get(path)
+    await stored(tmp_path, digest)
     condition = header.format(digest=digest, zeros="0" * 64)
     async with connect(one.url) as client:
         for extra in ({}, {"Range": "bytes=0-9"}):

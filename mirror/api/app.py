@@ -50,7 +50,7 @@ def build_app(services: Services) -> web.Application:
     """Return the application."""
     app = web.Application()
     api = _Api(services)
-    app.router.add_route("*", "/{path:.*}", api.handle)
+    app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)  # a dot would leave out line ends, sent as %0A
     return app
 
 

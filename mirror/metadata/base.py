@@ -61,7 +61,7 @@ class MetadataStore(Protocol):
         ...
 
     async def put_tag(self, record: TagRecord) -> None:
-        """Note what a tag points at, and the repository's right to it."""
+        """Note what a tag points at. Gives no right to it: a tag is no more than what an upstream says."""
         ...
 
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:

@@ -158,7 +158,6 @@ class SqliteMetadata:
                     str(record.previous) if record.previous else None,
                 ),
             )
-            _grant(database, key, record.digest, public=False)
 
         await self._write(write)
 
@@ -185,21 +184,27 @@ class SqliteMetadata:
         await done
 
     async def _write_batches(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            error: BaseException | None = None
-            try:
-                await loop.run_in_executor(self._thread, self._commit, [write for write, _ in batch])
-            except Exception as failure:
-                error = failure
-            for _, done in batch:
+            error = await self._try([write for write, _ in batch])
+            for write, done in batch:
+                failed = error
+                if len(batch) > 1 and error is not None and not isinstance(error, StorageFailed):
+                    failed = await self._try([write])  # one that cannot be done takes no other with it
                 if done.cancelled():
                     continue
-                if error is None:
+                if failed is None:
                     done.set_result(None)
                 else:
-                    done.set_exception(error)
+                    done.set_exception(failed)
+
+    async def _try(self, writes: list[Write]) -> Exception | None:
+        """Commit writes together. Returns what went wrong."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, writes)
+        except Exception as error:
+            return error
+        return None
 
     def _commit(self, writes: list[Write]) -> None:
         assert self._writer is not None
@@ -233,8 +238,10 @@ def _grant(database: sqlite3.Connection, key: str, digest: Digest, public: bool)
 
 def _open_writer(path: Path, database: str) -> sqlite3.Connection:
     with _database_errors("opening"):
-        # A newly made file appears with its mode already narrow.
-        path.touch(mode=0o600)
+        try:
+            path.touch(mode=0o600)  # a newly made file appears with its mode already narrow
+        except OSError as error:
+            raise StorageFailed(f"{path} cannot be used: {error.strerror}; check who owns it") from error
         connection = sqlite3.connect(path, isolation_level=None, timeout=30)
         _enable_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")

@@ -33,6 +33,13 @@ KNOWN = (
     DOCKER_SCHEMA1,
 )
 
+_ALIKE = (
+    (OCI_INDEX, DOCKER_LIST),
+    (OCI_MANIFEST, DOCKER_MANIFEST),
+    (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED),
+)
+"""Types that have the same shape."""
+
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, {OCI_ARTIFACT}, */*;q=0.5"
 """What upstreams are always sent, whatever the client accepts: a narrow Accept makes some registries
 rewrite an index to one platform, and that would then be kept for everybody."""
@@ -91,7 +98,8 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     """Read a manifest.
 
     content_type: what the sender called it. The media type is the body's ``mediaType``, else the header's
-    if that is a manifest type, else told by shape; a header that contradicts the body is ignored.
+    if that is a manifest type, else told by shape; a header that contradicts the body or its shape is ignored,
+    as the same bytes are the same manifest wherever they come from.
     digest: the one it was asked by, already verified; None computes sha256.
     Raises: ManifestInvalid (400 MANIFEST_INVALID) when it is no JSON object, has both ``layers`` and
     ``manifests`` (one body, two readings: CVE-2021-41190), or is of a type of the specifications and its
@@ -109,7 +117,7 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     if declared is not None and (not isinstance(declared, str) or not _MEDIA_TYPE.fullmatch(declared)):
         raise ManifestInvalid("the manifest's mediaType is not a media type")
     header = media_type_of(content_type)
-    media_type = declared or (header if is_manifest_type(header) else None) or _by_shape(body)
+    media_type = declared or _told(header, _by_shape(body))
     if media_type is None:
         raise ManifestInvalid(f"{header or 'no media type'}: the body does not look like a manifest")
     strict = media_type in KNOWN
@@ -128,6 +136,14 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
         manifests=_many(body, "manifests", strict=strict),
         subject=_one(body, "subject", strict=strict),
     )
+
+
+def _told(header: str | None, shape: str | None) -> str | None:
+    """Choose between what a header says and what the shape says."""
+    if shape is None:
+        return header if is_manifest_type(header) else None
+    alike = next((types for types in _ALIKE if shape in types), (shape,))
+    return header if header in alike else shape
 
 
 def _by_shape(body: Mapping[str, Any]) -> str | None:

@@ -46,6 +46,8 @@ TOUCH_EVERY = 60.0
 """Seconds within which a manifest's blobs are noted as used once."""
 WITHIN = 20.0
 """Seconds a client waits for a manifest, its tag included; containerd gives up at 30."""
+STORE_WITHIN = 1.0
+"""Seconds a new manifest waits for the lease of its digest, which a download of it as a blob may hold for long."""
 CONFIRM_AT_ONCE = 4
 """Children of a new manifest confirmed at the same time, in the background."""
 
@@ -138,7 +140,7 @@ class ManifestService:
     async def _tagged(self, record: TagRecord, tag: TagAnswer) -> ManifestAnswer:
         """Return the manifest a tag points at; while the one it moved to cannot be had, the one before."""
         repository = record.repository
-        before = await self._local(record.previous) if record.previous else None
+        before = await self._readable(repository, record.previous) if record.previous else None
         whole = before is not None and await self._complete(repository, before.descriptor.digest)
         error: RegistryError
         try:
@@ -183,11 +185,14 @@ class ManifestService:
 
     async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, bool]:
         """Return a manifest the repository may read, and whether it was here and it might."""
-        if self._metadata.may_read(repository, digest):
-            manifest = await self._local(digest)
-            if manifest is not None:
-                return manifest, True
+        manifest = await self._readable(repository, digest)
+        if manifest is not None:
+            return manifest, True
         return await self._shared.once((repository, digest), lambda: self._obtain(repository, digest)), False
+
+    async def _readable(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Return a manifest that is here and that the repository may read."""
+        return await self._local(digest) if self._metadata.may_read(repository, digest) else None
 
     async def _local(self, digest: Digest) -> Manifest | None:
         """Return a manifest that is here, whoever may read it."""
@@ -204,18 +209,19 @@ class ManifestService:
                 done = 0
                 while done < len(view) and (count := await read_at(blob.fd, view[done:], done)):
                     done += count
-        finally:
-            blob.close()
-        try:
             return self._remember(await _read(bytes(raw), media_type, digest))
-        except (_WrongDigest, ManifestInvalid) as error:
+        except (OSError, _WrongDigest, ManifestInvalid) as error:
             log.error("the stored manifest %s is damaged on disk: %s; fetching it anew", digest, error)
             return None
+        finally:
+            blob.close()
 
     async def _head(self, repository: Repository, digest: Digest) -> Descriptor | None:
-        """Ask the repository's upstream for a manifest that is not here; None when only a GET can tell."""
-        upstream = self._upstream(repository, str(digest))
-        found = await self._confirmed(upstream, repository, digest)
+        """Ask the repository's upstream for a manifest that is not here; None when only a GET can tell.
+
+        Gives no right: nobody has seen that the digest is a manifest's, and a blob of it may be here.
+        """
+        found = await self._resolve(self._upstream(repository, str(digest)), repository, digest)
         if found is None or found.size is None or not is_manifest_type(found.media_type):
             return None
         return Descriptor(media_type=found.media_type or "", digest=digest, size=found.size)
@@ -227,11 +233,13 @@ class ManifestService:
         lease = await wait_for_lease(self._leases, key, lambda: self._settled(repository, digest))
         try:
             manifest = await self._local(digest)
-            if manifest is not None and (
-                self._metadata.may_read(repository, digest) or await self._confirmed(upstream, repository, digest)
-            ):
-                self._confirm_children(repository, manifest)
-                return manifest
+            if manifest is not None:
+                right = self._metadata.may_read(repository, digest)
+                if not right and (right := await self._confirmed(upstream, repository, digest)):
+                    await self._metadata.grant(repository, digest, public=False)
+                if right:
+                    self._confirm_children(repository, manifest)
+                    return manifest
             return await self._keep(repository, digest, await upstream.manifest(repository.name, digest))
         finally:
             if lease is not None:
@@ -245,20 +253,22 @@ class ManifestService:
         """Say whether content is here and known to be a manifest, whoever may read it."""
         return self._metadata.media_type(digest) is not None and self._store.stat(digest) is not None
 
-    async def _confirmed(self, upstream: Upstream, repository: Repository, digest: Digest) -> Resolved | None:
-        """Ask the repository's own upstream for a manifest by HEAD, and note its right.
+    async def _confirmed(self, upstream: Upstream, repository: Repository, digest: Digest) -> bool:
+        """Ask the repository's own upstream by HEAD whether it has a manifest that is here.
 
-        None when the upstream makes no sense of HEAD: some answer 405.
+        An answer that does not name the digest proves nothing: a login page is 200 as well. A GET then shows it.
         """
+        found = await self._resolve(upstream, repository, digest)
+        return found is not None and found.digest == digest
+
+    async def _resolve(self, upstream: Upstream, repository: Repository, digest: Digest) -> Resolved | None:
+        """Ask for a manifest by HEAD; None when the answer makes no sense: some upstreams say 405."""
         try:
             found = await upstream.resolve(repository.name, digest)
         except UpstreamInvalid as error:
             log.info("%s; asking by GET", error.message)
             return None
-        if found.digest is not None and found.digest != digest:
-            return None
-        await self._metadata.grant(repository, digest, public=False)
-        return found
+        return found if found.digest in (None, digest) else None
 
     async def _keep_tagged(self, repository: Repository, fetched: FetchedManifest) -> Manifest:
         """Keep what an upstream answered for a tag without naming its digest before."""
@@ -273,16 +283,31 @@ class ManifestService:
             message = f"upstream {name} sent no manifest for {repository.name}@{digest}: {error}; nothing of it is kept"
             log.error("%s", message)
             raise UpstreamInvalid(message, upstream=name) from error
-        lease = await wait_for_lease(self._leases, str(digest), lambda: False)
-        try:
-            if self._store.stat(digest) is None or await self._local(digest) is None:
-                await self._store.put(digest, fetched.raw)
-        finally:
-            if lease is not None:
-                lease.release()
+        await self._store_verified(manifest)
         await self._metadata.put_manifest(repository, manifest, public=fetched.anonymous)
         self._confirm_children(repository, manifest)
         return self._remember(manifest)
+
+    async def _store_verified(self, manifest: Manifest) -> None:
+        """Store a manifest that is not here.
+
+        Whoever holds the lease of its digest is about to store the very same content, or may take for ever: then
+        it is served from memory, and stored when it is fetched the next time.
+        """
+        digest = manifest.descriptor.digest
+        try:
+            async with asyncio.timeout(STORE_WITHIN):
+                lease = await wait_for_lease(self._leases, str(digest), lambda: self._store.stat(digest) is not None)
+        except TimeoutError:
+            log.info("%s is not stored now: another download of it is under way", digest)
+            return
+        if lease is None:
+            return
+        try:
+            if self._store.stat(digest) is None or await self._local(digest) is None:
+                await self._store.put(digest, manifest.raw)
+        finally:
+            lease.release()
 
     def _remember(self, manifest: Manifest) -> Manifest:
         if len(manifest.raw) + 1024 <= MEMORY // 8:

@@ -264,9 +264,10 @@ class TagResolver:
         """Ask what a tag points at, by HEAD where the upstream can do that; note and return it."""
         head = await self._head(upstream, repository, tag)
         if head is not None and head.digest is not None:
-            digest, size = head.digest, head.size
-            # What is already known of the manifest is better than what a header says of it.
-            media_type = self._metadata.media_type(digest) or head.media_type
+            digest, media_type, size = head.digest, head.media_type, head.size
+            if self._metadata.may_read(repository, digest):
+                # What was read in the manifest itself is better than what a header says of it.
+                media_type = self._metadata.media_type(digest) or media_type
         else:
             manifest = await self._keep(repository, await upstream.manifest(repository.name, tag))
             found = manifest.descriptor

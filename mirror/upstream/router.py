@@ -36,7 +36,7 @@ class Router:
         self._hub: set[str] = set()
         for name, upstream in upstreams.items():
             for alias in (name, *upstream.names):
-                key = alias.lower()
+                key = _key(alias)
                 if self._by_alias.setdefault(key, name) != name:
                     raise ValueError(f"upstreams: {alias} means both {self._by_alias[key]} and {name}")
                 if key in DOCKER_HUB:
@@ -61,7 +61,7 @@ class Router:
         if prefix:
             return self._at(self._named(prefix), name)
         first, slash, rest = name.partition("/")
-        if slash and (source := self._by_alias.get(first.lower())):
+        if slash and (source := self._by_alias.get(_key(first))):
             return self._repository(source, rest)
         if any(pattern.fullmatch(name) for pattern in self._local):
             return Repository(None, parse_name(name))
@@ -76,19 +76,19 @@ class Router:
         return self._repository(self._default, name)
 
     def _named(self, registry: str) -> str:
-        source = self._by_alias.get(registry.lower())
+        source = self._by_alias.get(_key(registry))
         if source is None:
             raise _not_configured(registry)
         return source
 
     def _by_host(self, host: str) -> str | None:
-        key = host.lower()
+        key = _key(host)
         return self._by_alias.get(key) or self._by_alias.get(_PORT.sub("", key))
 
     def _at(self, source: str, name: str) -> Repository:
         """Return the repository at a known upstream; a first part that repeats the upstream goes."""
         first, slash, rest = name.partition("/")
-        if slash and self._by_alias.get(first.lower()) == source:
+        if slash and self._by_alias.get(_key(first)) == source:
             name = rest
         return self._repository(source, name)
 
@@ -96,6 +96,11 @@ class Router:
         if source in self._hub and name and "/" not in name:
             name = f"library/{name}"
         return Repository(source, parse_name(name))
+
+
+def _key(text: str) -> str:
+    """Return a registry's name without its case. Only of ASCII: other letters have small forms that are ASCII."""
+    return text.lower() if text.isascii() else text
 
 
 def _looks_like_host(text: str) -> bool:

@@ -86,9 +86,7 @@ async def test_first_bytes_go_out_while_the_rest_is_on_its_way(tmp_path: Path, h
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_nobody_gets_the_tail_before_the_digest_is_right(
-    tmp_path: Path, hub: FakeUpstream, framing: str
-) -> None:
+async def test_nobody_gets_the_tail_before_the_digest_is_right(tmp_path: Path, hub: FakeUpstream, framing: str) -> None:
     digest = hub.add_random_blob(NAME, 2 * MIB)
     gate = Gate()
     hub.fault(digest, gate=gate, gate_at=2 * MIB - 1, framing=framing)
@@ -260,9 +258,7 @@ async def test_a_complete_part_is_committed_without_any_request(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("damage", ["flipped", "unwritten"])
-async def test_a_damaged_prefix_is_thrown_away_and_fetched_anew(
-    tmp_path: Path, hub: FakeUpstream, damage: str
-) -> None:
+async def test_a_damaged_prefix_is_thrown_away_and_fetched_anew(tmp_path: Path, hub: FakeUpstream, damage: str) -> None:
     from mirror.oci.names import parse_digest
     from mirror.store.ingest import Ingest
     from mirror.store.root import open_root

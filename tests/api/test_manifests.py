@@ -467,17 +467,82 @@ async def test_what_nobody_confirms_is_not_served(
         assert (await worker.get(manifest_path(image.digest, "other/x/y"))).body == image.raw
 
 
-async def test_a_head_that_names_another_digest_confirms_nothing(
-    tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path
+@pytest.mark.parametrize("said", ["sha256:" + "1" * 64, None], ids=["another", "none"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_head_that_does_not_name_the_digest_confirms_nothing(
+    tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path, said: str | None, method: str
 ) -> None:
     """A login page, say, that answers 200 to everything."""
     image = private.add_image(NAME, "v1")
-    hub.add_manifest("x/y", b"<html>", digest=image.digest)
-    hub.fault("", docker_digest="sha256:" + "1" * 64)
+    hub.add_manifest("x/y", b"<html>".ljust(len(image.raw)), digest=image.digest)
+    hub.fault("", docker_digest=said)
     async with mirror(two_upstreams(tmp_path, private, hub)) as worker:
         await pull_and_keep(worker, root, image)
-        assert (await worker.get(manifest_path(image.digest, "other/x/y"))).status == 502
+        assert (await worker.ask(method, manifest_path(image.digest, "other/x/y"))).status == 502
         await get_image(worker, image)
+
+
+async def test_head_of_a_manifest_or_a_tag_gives_no_right_to_a_blob(
+    tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path
+) -> None:
+    """Nothing was seen of a manifest with the digest of somebody's private layer."""
+    image = private.add_image(NAME, "v1")
+    layer = image.layers[0]
+    hub.add_manifest("x/y", b"{}", "v1", digest=layer)
+    async with mirror(two_upstreams(tmp_path, private, hub)) as worker:
+        await pull_and_keep(worker, root, image)
+        for reference in (layer, "v1"):
+            assert (await worker.head(manifest_path(reference, "other/x/y"))).status == 200
+            assert (await worker.get(blob_path(layer, "other/x/y"))).status == 404
+        hub.add_blob("x/y", image.blobs[layer])
+        assert (await worker.get(blob_path(layer, "other/x/y"))).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_tag_that_was_said_to_be_it_does_not_fall_back_on_it(
+    tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path, clock: Clock, method: str
+) -> None:
+    """A HEAD named the digest of somebody's private manifest, and then another that cannot be had."""
+    image = private.add_image(NAME, "v1")
+    hub.add_manifest("x/y", b"{}", "v1", digest=image.digest)
+    path = manifest_path("v1", "other/x/y")
+    async with mirror(two_upstreams(tmp_path, private, hub)) as worker:
+        await pull_and_keep(worker, root, image)
+        assert (await worker.head(path)).headers["Content-Length"] == "2"  # as its own upstream says
+        for fault in ({"status": 404}, {"status": 500}, {"replace": b"{}"}):
+            hub.clear_faults()
+            hub.add_image("x/y", "v1")
+            hub.fault("GET", **fault)
+            clock.advance(61)
+            for _ in range(2):
+                answer = await worker.get(path)
+                assert answer.status in (502, 503)
+                assert answer.body != image.raw
+        hub.clear_faults()
+        clock.advance(61)
+        assert (await worker.ask(method, path)).status == 200
+
+
+async def test_it_is_answered_while_something_else_holds_the_lease_of_its_digest(
+    tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path
+) -> None:
+    """Somebody asks for it as a blob, of an upstream that never ends."""
+    image = private.add_image(NAME, "v1")
+    hub.add_blob("x/y", bytes(MIB), digest=image.digest)
+    gate = Gate()
+    hub.fault("x/y/blobs", gate=gate, gate_at=1000)
+    async with mirrors(two_upstreams(tmp_path, private, hub), 2) as workers:
+        blob = asyncio.create_task(workers[0].get(blob_path(image.digest, "other/x/y")))
+        await gate.reached()
+        async with asyncio.timeout(10):
+            for worker in workers:
+                assert (await worker.get(V1)).body == image.raw
+        gate.open()
+        await asyncio.gather(blob, return_exceptions=True)
+    assert cached(root) == []
+    async with mirror(two_upstreams(tmp_path, private, hub)) as worker:
+        assert (await worker.get(V1)).body == image.raw
+    assert cached(root) == [image.digest.partition(":")[2]]
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -724,21 +724,23 @@ async def test_a_bad_tag_is_a_404_and_never_asked_for(tmp_path: Path, hub: FakeU
 
 
 async def test_settling_never_overwrites_what_another_process_learnt_later(
-    tmp_path: Path, hub: FakeUpstream, clock: Clock, root: Path
+    tmp_path: Path, hub: FakeUpstream, clock: Clock
 ) -> None:
-    """A slow GET of what a tag pointed at before must not bring the tag back there."""
-    old = hub.add_image(NAME, "v1")
+    """A slow GET of what a tag pointed at before must not bring the tag, or its size, back there."""
+    old = hub.add_image(NAME, "v1", [1])
     gate = Gate()
+    hub.fault("HEAD", content_type=None, times=1)  # so that there is something to settle
     hub.fault(f"GET /v2/{NAME}/manifests/{old.digest}", gate_headers=gate)
     async with mirrors(config_for(tmp_path, hub), 2) as workers:
         slow = asyncio.create_task(workers[0].get(V1))
         await gate.reached()
-        new = hub.add_image(NAME, "v1")
+        new = hub.add_image(NAME, "v1", [1, 2, 3])
         clock.advance(FRESH + 1)
         assert is_image(await workers[1].get(V1), new)
         gate.open()
         assert is_image(await slow, old)
         for worker in workers:
+            assert is_image(await worker.head(V1), new)
             assert is_image(await worker.get(V1), new)
         assert hub.count("HEAD") == 2
 

@@ -413,7 +413,7 @@ async def test_a_waiter_cancelled_as_it_is_served_leaves_no_view(
         def cancelled_now(*arguments: Any) -> None:
             observe(*arguments)
             if not download._waiters:
-                print("CANCEL", waiting.cancel(), download.views)
+                waiting.cancel()
 
         download._observe = cancelled_now
         gate.open()

@@ -39,6 +39,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     await residency.start()
     store = DiskBlobStore(root, residency)
     leases = FileLeases(root.locks, root.secret)
+    await in_thread(store.sweep, leases)
     counts = _UpstreamCounts(worker.metrics)
     upstreams = {
         name: RegistryClient(name, settings, limits=config.limits, metrics=counts)

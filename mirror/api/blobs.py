@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from mirror.registry.body import Body
 
 log = logging.getLogger("mirror.api")
 
+FIRST_BYTES_WITHIN = 10.0
+"""Seconds the headers wait for the first bytes of a range; clients give up at 30."""
 BLOB_TYPE = "application/octet-stream"
 
 
@@ -40,6 +43,7 @@ async def get_blob(
     """Answer GET: what is here at once, what is not as it arrives."""
     if exchange.known(digest) and blobs.present(digest):
         await blobs.confirm(repository, digest)
+        blobs.touch(digest)
         exchange.hit = True
         exchange.cache = cache_status(hit=True)
         return web.Response(status=304, headers=_headers(digest))
@@ -127,12 +131,15 @@ async def _stream(
     """
     request = exchange.request
     _, body, first, stop = parts[0]
-    extent = await body.extent(first, stop)
-    exchange.mark(response)
-    writer = await response.prepare(request)
-    assert writer is not None
-    sender = Sender(request, response, writer, send_timeout)
     try:
+        async with asyncio.timeout(FIRST_BYTES_WITHIN):
+            extent = await body.extent(first, stop)
+    except TimeoutError:
+        extent = None  # the end of something large that is on its way: the headers must not wait for it
+    exchange.mark(response)
+    sender = Sender(request, response, send_timeout)
+    try:
+        await sender.begin()
         for head, body, first, stop in parts:
             if head:
                 await sender.write(head)

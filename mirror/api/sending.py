@@ -35,13 +35,15 @@ class ClientTooSlow(ConnectionResetError):
 
 
 class Sender:
-    """Sends parts of a body to one client. timeout: seconds within which the client has to take something."""
+    """Sends parts of a body to one client. timeout: seconds within which the client has to take something.
 
-    def __init__(
-        self, request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter, timeout: float
-    ):
+    Made before the headers are sent, as making it may fail: no descriptor may be left. Then ``begin``.
+    """
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, timeout: float):
+        self._request = request
         self._response = response
-        self._writer = writer
+        self._writer: AbstractStreamWriter | None = None
         self._timeout = timeout
         self._transport: asyncio.Transport | None = request.transport
         self._socket: socket.socket | None = None
@@ -57,6 +59,10 @@ class Sender:
             self._socket = socket.socket(fileno=os.dup(found.fileno()))
             self._socket.setblocking(False)
 
+    async def begin(self) -> None:
+        """Send the headers. Raises: ConnectionError when the client is gone."""
+        self._writer = await self._response.prepare(self._request)
+
     async def send(self, body: Body, first: int, stop: int | None, extent: Extent | None = None) -> None:
         """Send the bytes of a body from ``first`` up to ``stop``, as they become available.
 
@@ -68,6 +74,8 @@ class Sender:
             if extent is None:
                 extent = await body.extent(position, stop)
                 if extent is None:
+                    if stop is not None:
+                        raise StorageFailed("a body ended before what was announced of it")
                     return
             if self._socket is not None:
                 await self._send_raw(self._socket, extent)
@@ -93,6 +101,7 @@ class Sender:
     async def _send_raw(self, own: socket.socket, extent: Extent) -> None:
         transport = self._transport
         assert transport is not None
+        assert self._writer is not None, "begin first"
         self._writer.send_headers()
         if transport.get_write_buffer_size():
             await self._within(self._emptied(transport))

@@ -243,29 +243,35 @@ def _open_writer(path: Path, database: str) -> sqlite3.Connection:
         except OSError as error:
             raise StorageFailed(f"{path} cannot be used: {error.strerror}; check who owns it") from error
         connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-        _enable_wal(connection)
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA mmap_size=0")
-        connection.execute("BEGIN IMMEDIATE")
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > VERSION:
-            connection.execute("ROLLBACK")
-            raise StorageFailed(
-                f"{path} was written by a newer version of mirror; run that one, or choose another root"
-            )
-        for statement in _SCHEMA.split(";"):
-            if statement.strip():
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('database', ?)", (database,))
-        mine = connection.execute("SELECT value FROM meta WHERE key = 'database'").fetchone()[0]
-        connection.execute("COMMIT")
+        try:
+            _prepare(connection, path, database)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, database: str) -> None:
+    """Lay out a new database, or make sure that it is this root's and of a version we know."""
+    _enable_wal(connection)
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA mmap_size=0")
+    connection.execute("BEGIN IMMEDIATE")
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > VERSION:
+        raise StorageFailed(f"{path} was written by a newer version of mirror; run that one, or choose another root")
+    for statement in _SCHEMA.split(";"):
+        if statement.strip():
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('database', ?)", (database,))
+    mine = connection.execute("SELECT value FROM meta WHERE key = 'database'").fetchone()[0]
     if mine != database:
         raise StorageFailed(
             f"{path} belongs to another root (it has id {mine}, the file 'format' beside it says {database}); "
             "put the database and the root that belong together back in one place"
         )
-    return connection
+    connection.execute("COMMIT")
 
 
 def _open_reader(path: Path) -> sqlite3.Connection:

@@ -6,13 +6,15 @@ reads what was fetched without credentials through any of them, and what its own
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mirror.metadata.base import MetadataStore
-from mirror.oci.errors import BlobUnknown, UpstreamFailed
+from mirror.oci.errors import BlobUnknown, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
 from mirror.oci.names import Digest, Repository
+from mirror.registry import inflight
 from mirror.registry.body import Body, StoredBody
 from mirror.registry.inflight import Gone, Inflight, Origin, Stored
 from mirror.registry.sharing import Shared
@@ -68,12 +70,21 @@ class BlobService:
 
         Raises: BlobUnknown (404 BLOB_UNKNOWN); UpstreamError when it is not here and cannot be fetched.
         """
+        try:
+            async with asyncio.timeout(inflight.HEADERS_WITHIN):
+                return await self._open(repository, digest)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"{repository.source} did not begin to send {digest} within {inflight.HEADERS_WITHIN:.0f} s",
+                upstream=repository.source or "",
+            ) from None
+
+    async def _open(self, repository: Repository, digest: Digest) -> BlobAnswer:
         for _ in range(8):
             blob = self._store.open(digest)
             if blob is not None:
                 try:
-                    if not self._metadata.may_read(repository, digest):
-                        await self._confirm(repository, digest)
+                    await self._confirm(repository, digest, blob.size)
                 except BaseException:
                     blob.close()
                     raise
@@ -86,10 +97,11 @@ class BlobService:
             except Stored:
                 continue
             try:
-                if not download.readable_by(repository) and not self._metadata.may_read(repository, digest):
-                    await self._confirm(repository, digest)
+                if not download.readable():
+                    await self._confirm(repository, digest, download.size)
+                    download.confirmed()
                 # An error before the first byte is still a clean answer.
-                await download.extent(0, None)
+                await download.ready(0)
             except Gone:
                 download.close()
                 continue
@@ -107,10 +119,13 @@ class BlobService:
         """
         size = self._store.stat(digest)
         if size is not None:
-            if not self._metadata.may_read(repository, digest):
-                await self._confirm(repository, digest)
+            await self._confirm(repository, digest, size)
             return BlobStat(size=size, hit=True)
-        resolved = await self._confirm(repository, digest)
+        size = self._inflight.size_of(digest)
+        if size is not None:
+            await self._confirm(repository, digest, size)
+            return BlobStat(size=size, hit=False)
+        resolved = await self._ask(repository, digest)
         return BlobStat(
             size=resolved.size if resolved.size is not None else self._metadata.expected_size(repository, digest),
             hit=False,
@@ -121,8 +136,11 @@ class BlobService:
 
         Raises: BlobUnknown when it may not; UpstreamError when nobody can say.
         """
-        if not self._metadata.may_read(repository, digest):
-            await self._confirm(repository, digest)
+        await self._confirm(repository, digest, self._store.stat(digest))
+
+    def touch(self, digest: Digest) -> None:
+        """Note that a client still uses content, though it did not need the bytes."""
+        self._store.touch(digest)
 
     def present(self, digest: Digest) -> bool:
         """Say whether the bytes are here, whoever may read them."""
@@ -132,18 +150,30 @@ class BlobService:
         await self._shared.close()
         await self._windows.close()
 
-    async def _confirm(self, repository: Repository, digest: Digest) -> Resolved:
+    async def _confirm(self, repository: Repository, digest: Digest, size: int | None) -> None:
+        """Make sure that a repository may read bytes that are here or in flight; ``size`` of them, as far as known.
+
+        A 200 alone is no confirmation: login pages and captive portals answer that to everything. It has to be
+        the content's size, or its digest, and neither may be another.
+        """
+        if self._metadata.may_read(repository, digest):
+            return
+        resolved = await self._ask(repository, digest)
+        same = resolved.digest == digest if resolved.size is None else resolved.size == size
+        if not same or resolved.digest not in (None, digest):
+            raise UpstreamInvalid(
+                f"{repository.source} answers for {digest} of {repository.name} with something of "
+                f"{resolved.size} bytes that is not it; nobody is given the bytes that are here",
+                upstream=repository.source or "",
+            )
+        # Confirmed for this repository. That it was confirmed without credentials does not make it public:
+        # only bytes that were fetched without are.
+        await self._metadata.grant(repository, digest, public=False)
+
+    async def _ask(self, repository: Repository, digest: Digest) -> Resolved:
         """Ask the repository's own upstream for a blob by HEAD: once for all who wait for the answer."""
         upstream = self._upstream(repository, digest)
-
-        async def ask() -> Resolved:
-            resolved = await upstream.stat_blob(repository.name, digest)
-            # Confirmed for this repository. That it was confirmed without credentials does not make it
-            # public: only bytes that were fetched without are.
-            await self._metadata.grant(repository, digest, public=False)
-            return resolved
-
-        return await self._shared.once((repository, digest), ask)
+        return await self._shared.once((repository, digest), lambda: upstream.stat_blob(repository.name, digest))
 
     def _origin(self, repository: Repository, digest: Digest) -> Origin:
         return Origin(

@@ -15,12 +15,13 @@ so by ``UpstreamInvalid``, and the next attempt is a new generation in a new fil
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mirror.metadata.base import MetadataStore
@@ -56,6 +57,8 @@ HEADERS_WITHIN = 20.0
 """Seconds a client waits for headers or an error; containerd gives up at 30."""
 CONTINUE_TRIES = 3
 """Times in a row a broken body is continued without getting a byte further."""
+SLOW, SLOW_FOR = 16 * 1024, 5.0
+"""Bytes per second below which, after so many seconds, another upstream somebody waits for is asked instead."""
 COMMIT_WITHIN = 10.0
 """Seconds a process that stops waits for verified content to get its name."""
 LEASE_EVERY = 0.05
@@ -124,6 +127,7 @@ class DownloadBody:
         self._file: SharedFile | None = file.retain()
         self._repository = repository
         self._sent = False
+        self._by_public = False
         self.generation = download.state.generation
         self.led_here = download.leading
         """Whether this process leads the transfer."""
@@ -147,38 +151,85 @@ class DownloadBody:
     def complete(self) -> bool:
         return self._download.state.phase in (Phase.VERIFIED, Phase.DONE)
 
-    def readable_by(self, repository: Repository) -> bool:
-        """Say whether the transfer itself proves a repository's right to the bytes."""
-        state = self._download.state
-        return repository.key in state.sources or (state.public and repository.source is not None)
+    def readable(self) -> bool:
+        """Say whether the transfer itself proves the repository's right to the bytes.
 
-    async def extent(self, position: int, stop: int | None) -> Extent | None:
+        The right of the public ends when a source goes on that was asked with credentials: see ``extent``.
+        """
+        state, repository = self._download.state, self._repository
+        self._by_public = repository.key not in state.sources and repository.source is not None
+        return state.public if self._by_public else repository.key in state.sources
+
+    def confirmed(self) -> None:
+        """Note that the repository has a right of its own to the bytes."""
+        self._by_public = False
+
+    async def verdict(self) -> None:
+        """Wait until the bytes are known to be right. Raises: as ``extent``."""
+        while not self.complete:
+            await self.ready(1 << 62)
+
+    async def ready(self, position: int) -> None:
+        """Wait until the byte at a position may be sent, or everything may. Raises: as ``extent``, and Gone."""
         download = self._download
         while True:
             state = download.state
-            if state.generation != self.generation or state.phase is Phase.WRONG:
+            void = state.generation != self.generation or state.phase is Phase.WRONG
+            if void or (self._by_public and not state.public):
                 if self._sent:
                     raise download.wrong()
                 raise download.failure_of(self._repository) or Gone
-            if position < state.committed:
-                self._sent = True
-                end = state.committed if stop is None else min(stop, state.committed)
-                assert self._file is not None, "closed"
-                return Extent(self._file.fd, position, end - position)
-            if state.phase in (Phase.VERIFIED, Phase.DONE):
-                return None
+            if position < state.committed or state.phase in (Phase.VERIFIED, Phase.DONE):
+                return
             if download.error is not None:
-                raise download.error
+                raise download.error_for(self._repository)
             await download.changed.wait()
 
+    async def extent(self, position: int, stop: int | None) -> Extent | None:
+        await self.ready(position)
+        committed = self._download.state.committed
+        end = committed if stop is None else min(stop, committed)
+        if position >= end:
+            return None
+        self._sent = True
+        assert self._file is not None, "closed"
+        return Extent(self._file.fd, position, end - position)
+
     def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        return self
+        """Return what withholds the end of a range until the digest is right, as this does for the whole."""
+        return self if self.complete else _HeldPart(self, wanted)
 
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             file.release()
             self._download.views -= 1
+
+
+class _HeldPart:
+    """A range of a download. Its last bytes wait for the verdict: else it could be complete, and wrong."""
+
+    verified = True
+
+    def __init__(self, whole: DownloadBody, wanted: ByteRange) -> None:
+        self._whole = whole
+        self._held = max(wanted.first, wanted.last + 1 - TAIL)
+
+    @property
+    def size(self) -> int | None:
+        return self._whole.size
+
+    async def extent(self, position: int, stop: int | None) -> Extent | None:
+        if position < self._held:
+            return await self._whole.extent(position, self._held if stop is None else min(stop, self._held))
+        await self._whole.verdict()
+        return await self._whole.extent(position, stop)
+
+    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
+        return self
+
+    def close(self) -> None:
+        pass  # the whole is closed by whoever opened it
 
 
 class Download:
@@ -241,14 +292,30 @@ class Download:
 
     async def stop(self) -> None:
         """End it here; what is on disk stays to be continued by another process or after a restart."""
-        if self.leading and self.state.phase is Phase.VERIFIED:
-            await asyncio.wait({self.task}, timeout=COMMIT_WITHIN)
+        if self.state.phase in (Phase.VERIFIED, Phase.DONE):
+            await asyncio.wait({self.task}, timeout=COMMIT_WITHIN if self.leading else 1)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+
+    def another_waits(self, origin: Origin) -> bool:
+        """Say whether there is a client whose repository is of another upstream, one that was not tried."""
+        return any(
+            other.upstream is not origin.upstream and repository not in self._failed
+            for repository, other in self._origins.items()
+        )
 
     def failure_of(self, repository: Repository) -> RegistryError | None:
         """Return what the repository's own upstream answered, None when it was not asked or gave it."""
         return self._failed.get(repository)
+
+    def error_for(self, repository: Repository) -> RegistryError:
+        """Return why no more comes, in words that are the repository's own: another's are not for its clients."""
+        own = self._failed.get(repository)
+        if own is not None:
+            return own
+        if self.error is None or isinstance(self.error, (Unknown, UpstreamError)):
+            return UpstreamFailed(f"the download of {self.digest} broke off; try again", upstream="")
+        return self.error
 
     def wrong(self) -> RegistryError:
         """Return the error for a client that was sent bytes of a void generation."""
@@ -299,8 +366,8 @@ class Download:
         self.changed.notify()
         for repository, waiter in self._waiters:
             if not waiter.done():
-                error = self._failed.get(repository) or self.error
-                waiter.set_exception(error or Stored())
+                failed = self.error is not None or repository in self._failed
+                waiter.set_exception(self.error_for(repository) if failed else Stored())
         self._waiters.clear()
         file, self._file = self._file, None
         if file:
@@ -368,7 +435,8 @@ class Download:
                     if state is not None and state.ended and reader is not None:
                         reader.close()  # the next leader may use a new file
                         reader = None
-                if not self._waiters and not self.views:
+                # Verified content is seen to its name, should its leader die on the way there.
+                if not self._waiters and not self.views and self.state.phase not in (Phase.VERIFIED, Phase.DONE):
                     return None
                 await asyncio.sleep(pause)
         finally:
@@ -400,7 +468,8 @@ class Download:
         if self._store.stat(self.digest) is not None:
             if self.state.phase is not Phase.DONE and self.views:
                 # Another process finished it, in a generation that is not the one our clients saw.
-                self.error = UpstreamInvalid(f"lost track of the download of {self.digest}", upstream="")
+                self._observe(replace(self.state, phase=Phase.WRONG))
+            await in_thread(self._store.tidy, self.digest)
             return True
         if not self._untried():
             self.error = next(reversed(self._failed.values()), None)
@@ -505,6 +574,8 @@ class Download:
                     raise
                 log.warning("%s; asking for the whole again", error.message)
                 whole = True
+            except _TooSlow:
+                raise
             except UpstreamError as error:
                 tries = 0 if ingest.state.written > start else tries + 1
                 if not transfers:
@@ -569,6 +640,7 @@ class Download:
             finally:
                 arrived.set()
 
+        pace = _Pace(self, origin, ingest.state.written)
         receiver = asyncio.create_task(receive())
         try:
             while True:
@@ -576,7 +648,10 @@ class Download:
                     if receiver.done():
                         break
                     arrived.clear()
-                    await arrived.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(1):
+                            await arrived.wait()
+                    pace.check(ingest.state.written)
                     continue
                 batch, taken = [], 0
                 most = BATCH if ingest.state.written else FIRST_BATCH
@@ -628,6 +703,7 @@ class Download:
 
     async def _restart(self, ingest: Ingest) -> None:
         """Start a new generation; the clients of the old one are told."""
+        self._publish(ingest, phase=Phase.WRONG)  # first: what follows may fail, and they must not resume
         async with self._disk:
             await in_thread(ingest.restart)
         self._observe(ingest.state, SharedFile(os.dup(ingest.fd)))
@@ -689,6 +765,11 @@ class Inflight:
             self._downloads[origin.digest] = download
         return await download.join(origin)
 
+    def size_of(self, digest: Digest) -> int | None:
+        """Return the size in bytes of what is in flight here, None when that is not known."""
+        download = self._downloads.get(digest)
+        return download.state.size if download else None
+
     async def close(self) -> None:
         """Stop all downloads; what is on disk stays to be continued."""
         await asyncio.gather(*(download.stop() for download in list(self._downloads.values())))
@@ -705,6 +786,34 @@ class Inflight:
 
 class _Restart(UpstreamInvalid):
     """What is on disk cannot be continued with what the upstream says now."""
+
+
+class _TooSlow(UpstreamTimeout):
+    """A source that hardly moves, when there is another."""
+
+
+class _Pace:
+    """Notices a source that hardly moves while somebody waits whose own upstream is another."""
+
+    def __init__(self, download: Download, origin: Origin, written: int) -> None:
+        self._download = download
+        self._origin = origin
+        self._time = asyncio.get_running_loop().time()
+        self._written = written
+
+    def check(self, written: int) -> None:
+        """Raises: _TooSlow, for the other one to be asked."""
+        now = asyncio.get_running_loop().time()
+        elapsed = now - self._time
+        if elapsed < SLOW_FOR:
+            return
+        if written - self._written < SLOW * elapsed and self._download.another_waits(self._origin):
+            raise _TooSlow(
+                f"{self._origin.upstream.name} sent {written - self._written} bytes of {self._download.digest} in "
+                f"{elapsed:.0f} s; another upstream is asked",
+                upstream=self._origin.upstream.name,
+            )
+        self._time, self._written = now, written
 
 
 def _discard(waiter: asyncio.Future[DownloadBody]) -> None:

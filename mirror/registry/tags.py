@@ -190,7 +190,7 @@ class TagResolver:
         except TimeoutError:
             trouble = UpstreamTimeout(f"upstream {upstream.name} has not answered yet", upstream=upstream.name)
         except Unknown as error:
-            if settings.on_not_found == "forget" or kept is None:
+            if settings.on_not_found == "forget":
                 raise
             trouble = error
         except (UpstreamError, StorageFailed) as error:  # a full disk cannot note an answer, and can give one

@@ -1,4 +1,4 @@
-"""Ranges far ahead of a download, passed through from the upstream by Range.
+"""Ranges sent before the verdict over the whole: from the download itself, or, far ahead of it, passed through.
 
 They are unverified: nobody can know that bytes in the middle of content are right. They are therefore marked in
 the answer, kept nowhere, and never given to a whole download. Clients of one process that ask for the same range
@@ -9,15 +9,20 @@ fetchers ask for "from here on", read a piece and close.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 
-from mirror.oci.errors import RegistryError, ShuttingDown, UpstreamFailed
+from mirror.oci.errors import RegistryError, ShuttingDown, StorageFailed, UpstreamError, UpstreamFailed
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange
 from mirror.registry.body import Body, Extent, SharedFile
 from mirror.registry.inflight import Changed, DownloadBody, Origin
 from mirror.store.base import BlobStore
 from mirror.store.files import write_all
+from mirror.store.ingest import TAIL
 from mirror.store.threads import in_thread
+
+log = logging.getLogger("mirror.download")
 
 AHEAD = 8 * 1024 * 1024
 """Bytes between what a download has and the start of a range from which on the range is passed through."""
@@ -53,6 +58,9 @@ class Window:
                 )
         except RegistryError as error:
             self.error = error
+        except OSError as error:
+            log.error("a window of %s cannot be written: %s", origin.digest, error)
+            self.error = StorageFailed("the disk failed or is full; see the log")
         except asyncio.CancelledError:
             self.error = ShuttingDown("this process is stopping")
             raise
@@ -111,6 +119,8 @@ class WindowBody:
         self._origin = origin
         self._wanted = wanted
         self._window: Window | None = None
+        self._whole: Body | None = None
+        self._sent = False
 
     @property
     def size(self) -> int | None:
@@ -121,6 +131,8 @@ class WindowBody:
         return False
 
     async def extent(self, position: int, stop: int | None) -> Extent | None:
+        if self._whole is not None:
+            return await self._whole.extent(position, stop)
         if self._download.complete or self._download.committed > position:
             self._leave()
             return await self._download.extent(position, stop)
@@ -132,11 +144,22 @@ class WindowBody:
             window.read = at
             window.changed.notify()
         while window.written <= at:
+            if isinstance(window.error, UpstreamError) and not self._sent:
+                # It cannot give this range; the download will have it.
+                self._whole = self._download.part(self._wanted, open_ended=False)
+                self._leave()
+                return await self._whole.extent(position, stop)
             if window.error is not None:
                 raise window.error
             if window.task.done():
                 return None
-            await window.changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):  # the download may get here first
+                    await window.changed.wait()
+            if self._download.committed > position:
+                self._leave()
+                return await self._download.extent(position, stop)
+        self._sent = True
         end = window.written if stop is None else min(window.written, stop - window.wanted.first)
         return Extent(window.file.fd, at, end - at)
 
@@ -150,6 +173,28 @@ class WindowBody:
         window, self._window = self._window, None
         if window is not None:
             self._windows.leave(self._origin, window)
+
+
+class _EarlyPart:
+    """A range of what a download has or soon has, sent without waiting for the verdict over the whole."""
+
+    verified = False
+
+    def __init__(self, download: DownloadBody) -> None:
+        self._download = download
+
+    @property
+    def size(self) -> int | None:
+        return self._download.size
+
+    async def extent(self, position: int, stop: int | None) -> Extent | None:
+        return await self._download.extent(position, stop)
+
+    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
+        return self
+
+    def close(self) -> None:
+        pass  # the download is closed by whoever opened it
 
 
 class RangedDownload:
@@ -173,8 +218,13 @@ class RangedDownload:
         return await self._download.extent(position, stop)
 
     def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        if self._download.complete or wanted.first <= self._download.committed + AHEAD:
+        size = self.size
+        if self._download.complete or size is None:
             return self._download
+        if wanted.first <= self._download.committed + AHEAD:
+            if wanted.last >= size - TAIL:
+                return self._download.part(wanted, open_ended=open_ended)
+            return _EarlyPart(self._download)
         body = WindowBody(self._download, self._windows, self._origin, wanted)
         self._parts.append(body)
         return body

@@ -71,6 +71,13 @@ class BlobStore(Protocol):
         """Begin or continue a download. The caller holds the digest's lease."""
         ...
 
+    def tidy(self, digest: Digest) -> None:
+        """Remove what nobody will continue: parts of void generations; everything of content that is here.
+
+        The caller holds the digest's lease. Blocks.
+        """
+        ...
+
     def follow(self, digest: Digest) -> StateReader | None:
         """Open the state of a download that another process leads, None when there is none."""
         ...

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 
-from mirror.oci.names import Digest
-from mirror.store.base import OpenBlob
+from mirror.oci.names import ALGORITHMS, Digest
+from mirror.store.base import Leases, OpenBlob
 from mirror.store.failures import disk_errors
 from mirror.store.files import sync_folder, unlink_quietly, write_all
 from mirror.store.ingest import Ingest
@@ -58,6 +58,35 @@ class DiskBlobStore:
     def ingest(self, digest: Digest) -> Ingest:
         """Begin or continue a download. The caller holds the digest's lease."""
         return Ingest(self.root, digest)
+
+    def sweep(self, leases: Leases) -> None:
+        """Tidy after leaders that died, wherever nobody holds the lease. Blocks; for the start of a process."""
+        for algorithm in ALGORITHMS:
+            names = os.listdir(f"{self.root.path}/ingest/{algorithm}")
+            for encoded in {name.partition(".")[0] for name in names}:
+                digest = Digest(algorithm, encoded)
+                lease = leases.try_acquire(str(digest))
+                if lease is not None:
+                    try:
+                        self.tidy(digest)
+                    finally:
+                        lease.release()
+
+    def tidy(self, digest: Digest) -> None:
+        state = None
+        reader = self.follow(digest)
+        if reader is not None:
+            state = reader.read()
+            reader.close()
+        if state is None or self.stat(digest) is not None:
+            unlink_quietly(self.root.state(digest))
+            state = None
+        going_on = self.root.part(digest, state.generation) if state is not None else None
+        folder = f"{self.root.path}/ingest/{digest.algorithm}"
+        for name in os.listdir(folder):
+            path = f"{folder}/{name}"
+            if name.startswith(f"{digest.encoded}.") and name.endswith(".part") and path != going_on:
+                unlink_quietly(path)
 
     def follow(self, digest: Digest) -> StateReader | None:
         """Open the state of a download that another process leads, None when there is none."""

@@ -10,7 +10,9 @@ one batch. diskcache would pickle values it does not know, and unpickle what it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +20,14 @@ from typing import Any, TypeVar
 
 import diskcache
 
+from mirror.oci.errors import StorageFailed
 from mirror.oci.names import Digest
 
+log = logging.getLogger("mirror.store")
 T = TypeVar("T")
+
+MOST_TOUCHES = 100_000
+"""Touches kept in memory while they cannot be written."""
 
 _MODE_PICKLE = 4
 
@@ -81,13 +88,21 @@ class Residency:
 
     async def admit(self, digest: Digest, size: int) -> None:
         """Note that content is about to get its final name. size: bytes."""
-        await self._run(self._write, {str(digest): size})
+        try:
+            await self._run(self._write, {str(digest): size})
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            raise StorageFailed(f"the index of what is kept cannot be written: {error}; see the log") from error
 
     async def flush(self) -> None:
         """Write the touches collected so far."""
         touched, self._touched = self._touched, {}
         if touched:
-            await self._run(self._write, touched)
+            try:
+                await self._run(self._write, touched)
+            except (sqlite3.Error, diskcache.Timeout) as error:
+                # A full disk, most likely. What was used when matters less than serving.
+                log.error("the index of what was used cannot be written: %s", error)
+                self._touched = touched | self._touched if len(touched) < MOST_TOUCHES else self._touched
 
     async def oldest(self) -> tuple[str, int] | None:
         """Return the digest used longest ago and its size in bytes."""
@@ -95,13 +110,17 @@ class Residency:
 
     async def recall(self, key: str) -> str | None:
         """Return a remembered answer that has not expired."""
-        return await self._run(lambda: self._memo.get(key))
+        try:
+            return await self._run(lambda: self._memo.get(key))
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            log.error("the memo cannot be read: %s", error)  # it only spares a question
+            return None
 
     async def remember(self, key: str, answer: str, seconds: float) -> None:
-        await self._run(lambda: self._memo.set(key, answer, expire=seconds))
-
-    async def forget(self, key: str) -> None:
-        await self._run(lambda: self._memo.delete(key))
+        try:
+            await self._run(lambda: self._memo.set(key, answer, expire=seconds))
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            log.error("the memo cannot be written: %s", error)
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -182,7 +182,11 @@ class Authenticator:
             if self._password is None:
                 return Authorization()
             return Authorization((await self._login(self._password)).basic, anonymous=False)
-        token = await self._token(challenge, repository)
+        try:
+            token = await self._token(challenge, repository)
+        except UpstreamTokenFailed:
+            self._challenge = None  # it leads nowhere now: the registry may name another realm next time
+            raise
         return Authorization(f"Bearer {token.value}", anonymous=token.key.user is None, token=token)
 
     async def _token(self, challenge: Challenge, repository: RepositoryName) -> Token:

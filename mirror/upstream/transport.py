@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from mirror import __version__, config
 from mirror.upstream.guard import AddressGuard, BadRedirect, same_origin
+from mirror.upstream.resolver import SystemResolver
 
 MOST_REDIRECTS = 10
 READ_BUFFER = 512 * 1024
@@ -57,7 +57,7 @@ class Transport:
         self._ca_file = settings.ca_file
         self._guard = AddressGuard(settings.redirects_to)
         self._timeouts = timeouts
-        self._resolver = resolver
+        self._resolver = resolver or SystemResolver()
         self._starting = asyncio.Lock()
         self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
 
@@ -109,7 +109,7 @@ class Transport:
                     limit_per_host=128,
                     ssl=context,
                     socket_factory=socket_factory,
-                    resolver=self._resolver or ThreadedResolver(),
+                    resolver=self._resolver,
                 ),
                 timeout=aiohttp.ClientTimeout(
                     total=None,
@@ -136,6 +136,7 @@ class Transport:
         sessions, self._sessions = self._sessions, None
         for session in sessions or ():
             await session.close()
+        await self._resolver.close()
 
 
 def _target(response: aiohttp.ClientResponse) -> URL:

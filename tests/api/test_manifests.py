@@ -439,6 +439,9 @@ async def test_it_is_for_others_once_their_own_upstream_has_confirmed_it(
         await theirs.stop()
         for worker in workers:
             assert (await worker.get(manifest_path(image.digest, name))).body == image.raw
+        await theirs.start()
+        for worker in workers:  # confirmed for that repository, not for everybody
+            assert (await worker.get(manifest_path(image.digest, "other/z"))).status == 404
 
 
 async def test_it_is_confirmed_by_get_where_the_upstream_cannot_head(
@@ -504,14 +507,15 @@ async def test_a_tag_that_was_said_to_be_it_does_not_fall_back_on_it(
 ) -> None:
     """A HEAD named the digest of somebody's private manifest, and then another that cannot be had."""
     image = private.add_image(NAME, "v1")
-    hub.add_manifest("x/y", b"{}", "v1", digest=image.digest)
+    hub.add_manifest("x/y", b"{}", "v1", INDEX, digest=image.digest)
     path = manifest_path("v1", "other/x/y")
     async with mirror(two_upstreams(tmp_path, private, hub)) as worker:
         await pull_and_keep(worker, root, image)
-        assert (await worker.head(path)).headers["Content-Length"] == "2"  # as its own upstream says
+        head = await worker.head(path)  # what its own upstream says, and nothing that is known here
+        assert (head.headers["Content-Length"], head.headers["Content-Type"]) == ("2", INDEX)
         for fault in ({"status": 404}, {"status": 500}, {"replace": b"{}"}):
             hub.clear_faults()
-            hub.add_image("x/y", "v1")
+            hub.add_image("x/y", "v1", [77])
             hub.fault("GET", **fault)
             clock.advance(61)
             for _ in range(2):

@@ -195,6 +195,8 @@ async def test_a_leader_killed_between_two_steps_of_its_commit(
                 assert right((await workers[0].get(path_of(digest))).body, digest)
         assert right((await workers[1].get(path_of(digest))).body, digest)
     assert hub.count("GET", digest) == 1
+    async with mirrors(config_of(tmp_path, hub)) as (worker,):  # the worker that replaces the dead one tidies up
+        assert right((await worker.get(path_of(digest))).body, digest)
     assert ingest_of(tmp_path / "root") == []
 
 

@@ -116,7 +116,7 @@ def test_nobody_below_wiring_sees_the_whole_configuration(path: Path) -> None:
     ("library", "packages"),
     [
         ("aiohttp", {"api", "upstream", "server", "wiring"}),
-        ("sqlite3", {"metadata"}),
+        ("sqlite3", {"metadata", "store"}),
         ("diskcache", {"store"}),
         ("prometheus_client", {"metrics"}),
         ("pydantic", {"config"}),

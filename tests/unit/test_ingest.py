@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.names import Digest, digest_of
+from mirror.store.disk import DiskBlobStore
 from mirror.store.files import write_all
 from mirror.store.ingest import TAIL, Ingest
+from mirror.store.lease import FileLeases
+from mirror.store.residency import Residency
 from mirror.store.root import Root, open_root
 from mirror.store.state import Phase
 
@@ -138,3 +141,33 @@ def test_each_generation_has_a_file_of_its_own(root: Root) -> None:
 
 def test_digests_are_names_of_files_and_nothing_else(root: Root) -> None:
     assert root.cached(Digest("sha256", "a" * 64)) == f"{root.path}/cache/sha256/{'a' * 64}"
+
+
+def test_a_sweep_takes_what_nobody_will_continue_and_nothing_else(root: Root, tmp_path: Path) -> None:
+    leases = FileLeases(root.locks, root.secret)
+    store = DiskBlobStore(root, Residency(root.index))
+
+    def begun(data: bytes) -> Ingest:
+        ingest = Ingest(root, digest_of(data))
+        ingest.begin()
+        ingest.append_in_thread([data], 0)
+        ingest.publish(phase=Phase.RUNNING, size=len(data) + 1, written=len(data))
+        ingest.close()
+        return ingest
+
+    goes_on, here, held = (begun(data) for data in (b"goes on", b"is here", b"is held"))
+    Path(root.cached(here.digest)).write_bytes(b"is here")
+    Path(root.part(goes_on.digest, 5)).write_bytes(b"of a void generation")
+    Path(root.part(digest_of(b"x"), 7)).write_bytes(b"its state was never written")
+    lease = leases.try_acquire(str(held.digest))
+    assert lease is not None
+    Path(root.part(held.digest, 9)).write_bytes(b"whose leader just begins")
+    store.sweep(leases)
+    lease.release()
+    left = {name.partition(".")[0]: 0 for name in leftovers(root)}
+    for name in leftovers(root):
+        left[name.partition(".")[0]] += 1
+    assert left == {goes_on.digest.encoded: 2, held.digest.encoded: 3}
+    again = Ingest(root, goes_on.digest)
+    assert again.begin(), "it can still be continued"
+    again.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,22 @@ def test_four_processes_may_start_on_a_new_database_at_once(tmp_path: Path) -> N
         assert database.execute("SELECT count(*) FROM link").fetchone() == (80,)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         database.close()
+
+
+def test_those_who_switch_a_new_database_to_wal_at_once_do_not_fail(tmp_path: Path) -> None:
+    """SQLite refuses some of them without waiting: about every eighth time that eight do."""
+    for attempt in range(40):
+        together = threading.Barrier(8)
+
+        def switch(path: Path = tmp_path / f"{attempt}.db", together: threading.Barrier = together) -> None:
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+                together.wait(30)
+                sqlite._enable_wal(connection)
+                assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+        with ThreadPoolExecutor(8) as threads:
+            for switched in [threads.submit(switch) for _ in range(8)]:
+                switched.result(60)
 
 
 # ---- what it is refused for ----

@@ -122,14 +122,14 @@ class Metrics:
         self.misses = self._counter("mirror_cache_misses", "Answers that needed an upstream.", "kind", "upstream")
         """Labels as for hits."""
         self.served_bytes = self._counter("mirror_served_bytes", "Body bytes sent to clients.", "kind")
-        """kind: "manifest", "blob" or "other"."""
+        """kind: "manifest" or "blob"."""
         self.fetched_bytes = self._counter("mirror_fetched_bytes", "Body bytes got from upstreams.", "upstream")
         self.upstream_requests = self._counter(
             "mirror_upstream_requests", "Requests sent to upstreams.", "upstream", "kind", "status"
         )
-        """kind: "manifest", "tag", "blob", "tags" or "ping"; status: of ``status_class``."""
+        """kind: "manifest", "blob", "tags" or "ping"; status: of ``status_class``."""
         self.upstream_errors = self._counter("mirror_upstream_errors", "Failures of upstreams.", "upstream", "reason")
-        """reason: a short fixed word: "unreachable", "timeout", "status", "rate_limited", "denied", "invalid" …"""
+        """reason: "unreachable", "failed", "timeout", "ratelimited", "denied", "tokenfailed" or "invalid"."""
         self.token_requests = self._counter("mirror_token_requests", "Tokens asked for.", "upstream")
         self._downloads = self._gauge("mirror_downloads_in_flight", "Downloads led by a worker now.")
         self.downloads = self._downloads.labels()

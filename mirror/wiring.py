@@ -1,4 +1,4 @@
-"""The only module that names concrete classes: it makes the parts of a worker and puts them together."""
+"""The only module that chooses implementations: it makes the parts of a worker and puts them together."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         root = await in_thread(open_root, config.storage.root)
         metadata = SqliteMetadata(root.metadata, root.database)
         await metadata.start()
+        residency = Residency(root.index)
+        await residency.start()
+        store = DiskBlobStore(root, residency)
+        leases = FileLeases(root.locks, root.secret)
+        await in_thread(store.sweep, leases)
     except StorageFailed as error:
         raise StartupError(error.message) from error
-    residency = Residency(root.index)
-    await residency.start()
-    store = DiskBlobStore(root, residency)
-    leases = FileLeases(root.locks, root.secret)
-    await in_thread(store.sweep, leases)
     counts = _UpstreamCounts(worker.metrics)
     upstreams = {
         name: RegistryClient(name, settings, limits=config.limits, metrics=counts)

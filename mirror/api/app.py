@@ -69,6 +69,7 @@ class _Api:
                 response = await self._answer(exchange)
             except Exception as error:  # whatever it is, the client is told so in the one shape
                 response = respond(error)
+                exchange.cache = None  # what it says of content is not true of an error
                 exchange.failure = error.message if isinstance(error, RegistryError) else type(error).__name__
             if not response.prepared:
                 exchange.mark(response)
@@ -87,8 +88,8 @@ class _Api:
             raise web.HTTPMethodNotAllowed(request.method, allowed)
         match path:
             case Root():
-                if path.prefix is not None:  # a registry we do not know has no API here
-                    self._services.router.route(ns=None, host=None, prefix=path.prefix, name="any")
+                if path.prefix is not None or exchange.ns is not None:  # a registry we do not know has no API here
+                    self._services.router.route(ns=exchange.ns, host=None, prefix=path.prefix, name="any")
                 return web.json_response({})
             case ManifestPath():
                 repository = self._route(exchange, path.prefix, path.name)

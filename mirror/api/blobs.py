@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 
 from aiohttp import HttpVersion11, web
@@ -15,7 +16,8 @@ from mirror.oci.errors import RegistryError, UpstreamInvalid
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange, ContentRange, parse_range
 from mirror.registry.blobs import BlobService
-from mirror.registry.body import Body
+from mirror.registry.body import Body, Extents
+from mirror.registry.sharing import HEADERS_WITHIN
 
 log = logging.getLogger("mirror.api")
 
@@ -84,8 +86,7 @@ async def _send_whole(exchange: Exchange, body: Body, digest: Digest, send_timeo
 async def _send_range(
     exchange: Exchange, body: Body, digest: Digest, wanted: ByteRange, send_timeout: float
 ) -> web.StreamResponse:
-    asked = exchange.request.headers.get("Range", "")
-    part = body.part(wanted, open_ended=asked.rstrip().endswith("-"))
+    part = body.part(wanted)
     if not part.verified:
         exchange.cache = cache_status(hit=False, stored=False, detail="unverified-range")
     response = web.StreamResponse(status=206, headers=_headers(digest))
@@ -101,7 +102,7 @@ async def _send_ranges(
     boundary = secrets.token_hex(16)
     parts = []
     for wanted in ranges:
-        part = body.part(wanted, open_ended=False)
+        part = body.part(wanted)
         if not part.verified:
             exchange.cache = cache_status(hit=False, stored=False, detail="unverified-range")
         head = (
@@ -119,7 +120,7 @@ async def _send_ranges(
 async def _stream(
     exchange: Exchange,
     response: web.StreamResponse,
-    parts: Sequence[tuple[bytes, Body, int, int | None]],
+    parts: Sequence[tuple[bytes, Extents, int, int | None]],
     tail: bytes,
     send_timeout: float,
 ) -> web.StreamResponse:
@@ -132,7 +133,8 @@ async def _stream(
     request = exchange.request
     _, body, first, stop = parts[0]
     try:
-        async with asyncio.timeout(FIRST_BYTES_WITHIN):
+        left = HEADERS_WITHIN - (time.monotonic() - exchange.started)
+        async with asyncio.timeout(max(0.0, min(FIRST_BYTES_WITHIN, left))):
             extent = await body.extent(first, stop)
     except TimeoutError:
         extent = None  # the end of something large that is on its way: the headers must not wait for it

@@ -18,7 +18,9 @@ async def get_manifest(exchange: Exchange, manifests: ManifestService, reference
     descriptor = answer.descriptor
     exchange.hit = answer.hit
     exchange.digest = str(descriptor.digest)
-    exchange.cache = cache_status(hit=answer.hit, detail="stale" if answer.warning else None)
+    exchange.cache = cache_status(
+        hit=answer.hit, stored=answer.manifest is not None, detail="stale" if answer.warning else None
+    )
     headers = {
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": exchange.digest,
@@ -41,11 +43,11 @@ async def get_tags(exchange: Exchange, manifests: ManifestService, repository: R
     request = exchange.request
     given, last = request.query.get("n"), request.query.get("last")
     n = int(given) if given and given.isascii() and given.isdigit() and len(given) < 10 else None
-    exchange.hit = False
-    exchange.cache = cache_status(hit=False, stored=False)
     if n == 0:
         return web.json_response({"name": name, "tags": []})
     page = await manifests.tags(repository, n=n, last=last)
+    exchange.hit = False
+    exchange.cache = cache_status(hit=False, stored=False)
     response = web.json_response({"name": name, "tags": list(page.tags)})
     if page.next_last is not None:
         query = {"last": page.next_last}

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from mirror.oci.errors import StorageFailed
-from mirror.registry.body import Body, Extent
+from mirror.registry.body import Extent, Extents
 from mirror.store.reading import read_at, read_now
 
 PIECE = 256 * 1024
@@ -63,11 +63,11 @@ class Sender:
         """Send the headers. Raises: ConnectionError when the client is gone."""
         self._writer = await self._response.prepare(self._request)
 
-    async def send(self, body: Body, first: int, stop: int | None, extent: Extent | None = None) -> None:
+    async def send(self, body: Extents, first: int, stop: int | None, extent: Extent | None = None) -> None:
         """Send the bytes of a body from ``first`` up to ``stop``, as they become available.
 
         extent: those at ``first``, when they were waited for already.
-        Raises: what ``Body.extent`` raises; ConnectionError when the client is gone or too slow.
+        Raises: what ``Extents.extent`` raises; ConnectionError when the client is gone or too slow.
         """
         position = first
         while stop is None or position < stop:

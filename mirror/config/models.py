@@ -110,7 +110,7 @@ class Upstream(Section):
     )
     unverified_ranges: Switch = Field(
         default=True,
-        description="Whether a range far ahead of a download is passed through before its digest can be checked.",
+        description="Whether ranges of a blob that is still arriving are sent before its digest can be checked.",
     )
     tags: Annotated[Tags, _none_is_empty] = Field(default_factory=Tags, description="How long tags are trusted.")
 

@@ -278,7 +278,7 @@ def _open_reader(path: Path) -> sqlite3.Connection:
     """Open a read-only connection, to be used on the event loop."""
     with _database_errors("opening"):
         connection = sqlite3.connect(
-            f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=1, check_same_thread=False
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1, check_same_thread=False
         )
         connection.execute("PRAGMA mmap_size=0")
         connection.execute("SELECT 1 FROM meta").fetchone()  # opens the files, which the first read would otherwise

@@ -86,20 +86,6 @@ class PathUnknown(Unknown):
     code = ErrorCode.NAME_UNKNOWN
 
 
-class Unsupported(RegistryError):
-    """The method is not supported here (405)."""
-
-    code, status = ErrorCode.UNSUPPORTED, 405
-
-
-class Denied(RegistryError):
-    code, status = ErrorCode.DENIED, 403
-
-
-class Unauthorized(RegistryError):
-    code, status = ErrorCode.UNAUTHORIZED, 401
-
-
 class RangeUnsatisfiable(RegistryError):
     """No byte of the requested range exists (RFC 9110 section 15.5.17). ``size``: of the whole, in bytes."""
 

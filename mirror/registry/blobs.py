@@ -7,22 +7,18 @@ reads what was fetched without credentials through any of them, and what its own
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mirror.metadata.base import MetadataStore
 from mirror.oci.errors import BlobUnknown, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
 from mirror.oci.names import Digest, Repository
-from mirror.registry import inflight
 from mirror.registry.body import Body, StoredBody
-from mirror.registry.inflight import Gone, Inflight, Origin, Stored
-from mirror.registry.sharing import Shared
+from mirror.registry.inflight import DownloadBody, Gone, Inflight, Origin, Stored
+from mirror.registry.sharing import HEADERS_WITHIN, Shared
 from mirror.registry.windows import RangedDownload, Windows
 from mirror.store.base import BlobStore
 from mirror.upstream.base import Resolved, Upstream
-
-log = logging.getLogger("mirror.blobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +67,11 @@ class BlobService:
         Raises: BlobUnknown (404 BLOB_UNKNOWN); UpstreamError when it is not here and cannot be fetched.
         """
         try:
-            async with asyncio.timeout(inflight.HEADERS_WITHIN):
+            async with asyncio.timeout(HEADERS_WITHIN):
                 return await self._open(repository, digest)
         except TimeoutError:
             raise UpstreamTimeout(
-                f"{repository.source} did not begin to send {digest} within {inflight.HEADERS_WITHIN:.0f} s",
+                f"{repository.source} did not begin to send {digest} within {HEADERS_WITHIN:.0f} s",
                 upstream=repository.source or "",
             ) from None
 
@@ -98,8 +94,7 @@ class BlobService:
                 continue
             try:
                 if not download.readable():
-                    await self._confirm(repository, digest, download.size)
-                    download.confirmed()
+                    await self._confirm_in_flight(repository, digest, download)
                 # An error before the first byte is still a clean answer.
                 await download.ready(0)
             except Gone:
@@ -170,6 +165,17 @@ class BlobService:
         # only bytes that were fetched without are.
         await self._metadata.grant(repository, digest, public=False)
 
+    async def _confirm_in_flight(self, repository: Repository, digest: Digest, download: DownloadBody) -> None:
+        try:
+            await self._confirm(repository, digest, download.size)
+        except UpstreamInvalid:
+            if download.complete:
+                raise
+            # Until the verdict the size is only what another upstream claims.
+            await download.verdict()
+            await self._confirm(repository, digest, download.size)
+        download.confirmed()
+
     async def _ask(self, repository: Repository, digest: Digest) -> Resolved:
         """Ask the repository's own upstream for a blob by HEAD: once for all who wait for the answer."""
         upstream = self._upstream(repository, digest)
@@ -185,7 +191,7 @@ class BlobService:
         )
 
     def _upstream(self, repository: Repository, digest: Digest) -> Upstream:
-        upstream = self._upstreams.get(repository.source) if repository.source else None
+        upstream = self._upstreams.get(repository.source or "")
         if upstream is None:
             raise BlobUnknown(f"{repository} has no blob {digest}", detail={"digest": str(digest)})
         return upstream

@@ -19,28 +19,36 @@ class Extent:
     length: int
 
 
-class Body(Protocol):
-    """Content to send, whole or still arriving. size: of the whole in bytes, None while nobody knows."""
-
-    @property
-    def size(self) -> int | None: ...
+class Extents(Protocol):
+    """Bytes by position, as they become available."""
 
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         """Wait until bytes of the content from ``position`` on may be sent, and say where they are.
 
         stop: the first position that is not wanted. Returns None at the end of the content.
         Raises: UpstreamInvalid when what was sent so far is wrong and the client must not take it for a
-        prefix; another error when no more comes for now.
+        prefix; another RegistryError when no more comes for now.
         """
         ...
 
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        """Return a body that is best for one range. Closing either closes what it opened itself."""
-        ...
+
+class Part(Extents, Protocol):
+    """A range of content."""
 
     @property
     def verified(self) -> bool:
         """Say whether what is sent is known to be right, or its end is withheld until it is."""
+        ...
+
+
+class Body(Extents, Protocol):
+    """Content to send, whole or still arriving. size: of the whole in bytes, None while nobody knows."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    def part(self, wanted: ByteRange) -> Part:
+        """Return what is best for one range; it ends with the body."""
         ...
 
     def close(self) -> None:
@@ -61,7 +69,7 @@ class StoredBody:
         end = self.size if stop is None else min(stop, self.size)
         return Extent(self._blob.fd, position, end - position) if position < end else None
 
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
+    def part(self, wanted: ByteRange) -> Part:
         return self
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ from mirror.oci.errors import (
 )
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange
-from mirror.registry.body import Body, Extent, SharedFile
+from mirror.registry.body import Extent, Part, SharedFile
 from mirror.registry.errors import from_record, to_record
 from mirror.store.base import BlobStore, Lease, Leases
 from mirror.store.ingest import TAIL, Ingest
@@ -53,16 +53,17 @@ FIRST_BATCH = 64 * 1024
 """The same for the first one: the first byte is waited for."""
 BACKLOG = 4 * 1024 * 1024
 """Bytes received and not yet written at which the upstream is made to wait."""
-HEADERS_WITHIN = 20.0
-"""Seconds a client waits for headers or an error; containerd gives up at 30."""
 CONTINUE_TRIES = 3
 """Times in a row a broken body is continued without getting a byte further."""
 SLOW, SLOW_FOR = 16 * 1024, 5.0
 """Bytes per second below which, after so many seconds, another upstream somebody waits for is asked instead."""
-COMMIT_WITHIN = 10.0
-"""Seconds a process that stops waits for verified content to get its name."""
+COMMIT_WITHIN = 3.0
+"""Seconds a process that stops waits for verified content to get its name; its parent is not patient for ever."""
 LEASE_EVERY = 0.05
 """Seconds between a follower's looks at whether the leader is still there."""
+
+
+_END = 1 << 62  # beyond any content
 
 
 class Stored(Exception):
@@ -165,17 +166,19 @@ class DownloadBody:
         self._by_public = False
 
     async def verdict(self) -> None:
-        """Wait until the bytes are known to be right. Raises: as ``extent``."""
-        while not self.complete:
-            await self.ready(1 << 62)
+        """Wait until the bytes are known to be right, whoever may read them. Raises: as ``ready``."""
+        await self.ready(_END, rights=False)
 
-    async def ready(self, position: int) -> None:
-        """Wait until the byte at a position may be sent, or everything may. Raises: as ``extent``, and Gone."""
+    async def ready(self, position: int, *, rights: bool = True) -> None:
+        """Wait until the byte at a position may be sent, or everything may.
+
+        Raises: as ``extent``; and Gone, when the transfer begins anew and this client was sent nothing yet.
+        """
         download = self._download
         while True:
             state = download.state
             void = state.generation != self.generation or state.phase is Phase.WRONG
-            if void or (self._by_public and not state.public):
+            if void or (rights and self._by_public and not state.public):
                 if self._sent:
                     raise download.wrong()
                 raise download.failure_of(self._repository) or Gone
@@ -185,8 +188,17 @@ class DownloadBody:
                 raise download.error_for(self._repository)
             await download.changed.wait()
 
+    async def _begun(self, position: int) -> None:
+        """As ``ready``, for a client that can no longer begin anew."""
+        try:
+            await self.ready(position)
+        except Gone:
+            raise UpstreamFailed(
+                f"the download of {self._download.digest} began anew; try again", upstream=""
+            ) from None
+
     async def extent(self, position: int, stop: int | None) -> Extent | None:
-        await self.ready(position)
+        await self._begun(position)
         committed = self._download.state.committed
         end = committed if stop is None else min(stop, committed)
         if position >= end:
@@ -195,7 +207,7 @@ class DownloadBody:
         assert self._file is not None, "closed"
         return Extent(self._file.fd, position, end - position)
 
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
+    def part(self, wanted: ByteRange) -> Part:
         """Return what withholds the end of a range until the digest is right, as this does for the whole."""
         return self if self.complete else _HeldPart(self, wanted)
 
@@ -215,21 +227,11 @@ class _HeldPart:
         self._whole = whole
         self._held = max(wanted.first, wanted.last + 1 - TAIL)
 
-    @property
-    def size(self) -> int | None:
-        return self._whole.size
-
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         if position < self._held:
             return await self._whole.extent(position, self._held if stop is None else min(stop, self._held))
-        await self._whole.verdict()
+        await self._whole.extent(_END, None)
         return await self._whole.extent(position, stop)
-
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        return self
-
-    def close(self) -> None:
-        pass  # the whole is closed by whoever opened it
 
 
 class Download:
@@ -266,8 +268,8 @@ class Download:
     async def join(self, origin: Origin) -> DownloadBody:
         """Wait until the headers are in, and return a view to be closed.
 
-        Raises: Stored when there is nothing to wait for any more; what the origin's upstream answered; or
-        UpstreamTimeout.
+        Raises: Stored when there is nothing to wait for any more, or what the origin's upstream answered. The
+        caller limits the time.
         """
         self._origins[origin.repository] = origin
         self._failed.pop(origin.repository, None)
@@ -276,14 +278,7 @@ class Download:
         waiter: asyncio.Future[DownloadBody] = asyncio.get_running_loop().create_future()
         self._waiters.append((origin.repository, waiter))
         try:
-            async with asyncio.timeout(HEADERS_WITHIN):
-                return await waiter
-        except TimeoutError:
-            _discard(waiter)
-            raise UpstreamTimeout(
-                f"{origin.repository.source} did not begin to send {self.digest} within {HEADERS_WITHIN:.0f} s",
-                upstream=origin.upstream.name,
-            ) from None
+            return await waiter
         except asyncio.CancelledError:
             _discard(waiter)
             raise
@@ -373,15 +368,13 @@ class Download:
         if file:
             file.release()
 
-    def _untried(self) -> Origin | None:
+    def _untried(self, *, but: Origin | None = None) -> Origin | None:
         """Return the origin to try next: one somebody waits for, before those of clients that are served."""
-        for repository, waiter in self._waiters:
-            if not waiter.done() and repository not in self._failed:
-                return self._origins[repository]
-        if self.views or not self._failed:
-            for repository, origin in self._origins.items():
-                if repository not in self._failed:
-                    return origin
+        waited_for = [self._origins[repository] for repository, waiter in self._waiters if not waiter.done()]
+        others = list(self._origins.values()) if self.views or not self._failed else []
+        for origin in (*waited_for, *others):
+            if origin.repository not in self._failed and origin is not but:
+                return origin
         return None
 
     def _fail(self, repository: Repository, error: RegistryError) -> None:
@@ -466,7 +459,7 @@ class Download:
     async def _lead(self) -> bool:
         """Fetch what is missing. Returns True when the content is stored."""
         if self._store.stat(self.digest) is not None:
-            if self.state.phase is not Phase.DONE and self.views:
+            if self.state.phase not in (Phase.VERIFIED, Phase.DONE) and self.views:
                 # Another process finished it, in a generation that is not the one our clients saw.
                 self._observe(replace(self.state, phase=Phase.WRONG))
             await in_thread(self._store.tidy, self.digest)
@@ -491,6 +484,8 @@ class Download:
         pieced = resumed  # put together from several transfers: a wrong digest need not be the upstream's fault
         fresh_starts = 1  # left, for content that turns out not to fit together
         last: Origin | None = None
+        slow: Origin | None = None  # given up for another that may be faster
+        patient = False
         catching_up: asyncio.Task[None] | None = None
         try:
             while True:
@@ -498,12 +493,18 @@ class Download:
                     catching_up = asyncio.create_task(self._hash_existing(ingest))
                 state = ingest.state
                 if state.size is None or state.written < state.size:
-                    last = self._untried()
+                    last = self._untried(but=slow) or slow
                     if last is None:
                         return await self._give_up(ingest)
+                    if last is slow:
+                        slow, patient = None, True  # nobody else has it: better slow than not
                     try:
-                        pieced |= await self._receive(ingest, last)
+                        pieced |= await self._receive(ingest, last, patient=patient)
                     except (Unknown, UpstreamError) as error:
+                        if isinstance(error, _TooSlow):
+                            log.warning("%s", error.message)
+                            slow = last
+                            continue
                         if not isinstance(error, UpstreamInvalid):
                             self._source_failed(ingest, last, error)
                             continue
@@ -544,10 +545,10 @@ class Download:
         finally:
             await _cancel(catching_up)
 
-    async def _receive(self, ingest: Ingest, origin: Origin) -> bool:
+    async def _receive(self, ingest: Ingest, origin: Origin, *, patient: bool) -> bool:
         """Receive from one origin until everything is there. Returns whether it took more than one transfer.
 
-        A body that breaks off is continued by Range, each time asked of the registry anew.
+        A body that breaks off is continued by Range, each time asked of the registry anew. patient: however slow.
         """
         tries, transfers, opened = 0, 0, False
         whole = False  # asked for from the start, as the upstream cannot continue: what we have is skipped
@@ -559,7 +560,7 @@ class Download:
                     opened = True
                     transfers += 1
                     self._headers(ingest, origin, source)
-                    await self._copy(ingest, origin, source, skip=start - source.offset)
+                    await self._copy(ingest, origin, source, skip=start - source.offset, patient=patient)
                 if ingest.state.size is None:
                     self._publish(ingest, size=ingest.state.written)
                 if ingest.state.written < (ingest.state.size or 0):
@@ -570,7 +571,10 @@ class Download:
                     )
                 return transfers > 1 or start > 0
             except UpstreamInvalid as error:
-                if opened or not start or whole:
+                if whole and not opened:
+                    # Neither the rest nor the whole: no reason to doubt what is here.
+                    raise UpstreamFailed(error.message, upstream=error.upstream) from error
+                if opened or not start:
                     raise
                 log.warning("%s; asking for the whole again", error.message)
                 whole = True
@@ -612,7 +616,7 @@ class Download:
         public = source.anonymous and (state.public or not state.written)
         self._publish(ingest, phase=Phase.RUNNING, size=size, sources=sources, public=public)
 
-    async def _copy(self, ingest: Ingest, origin: Origin, source: BlobSource, *, skip: int) -> None:
+    async def _copy(self, ingest: Ingest, origin: Origin, source: BlobSource, *, skip: int, patient: bool) -> None:
         """Write the body as it comes: while one batch is hashed and written, the next is received.
 
         skip: bytes at the start that are on disk already, as the server ignored our Range.
@@ -651,7 +655,8 @@ class Download:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(1):
                             await arrived.wait()
-                    pace.check(ingest.state.written)
+                    if not patient:
+                        pace.check(ingest.state.written)
                     continue
                 batch, taken = [], 0
                 most = BATCH if ingest.state.written else FIRST_BATCH
@@ -766,18 +771,15 @@ class Inflight:
         return await download.join(origin)
 
     def size_of(self, digest: Digest) -> int | None:
-        """Return the size in bytes of what is in flight here, None when that is not known."""
+        """Return the size in bytes of verified content that is about to get its name, None for anything else."""
         download = self._downloads.get(digest)
-        return download.state.size if download else None
+        if download is None or download.state.phase not in (Phase.VERIFIED, Phase.DONE):
+            return None
+        return download.state.size
 
     async def close(self) -> None:
         """Stop all downloads; what is on disk stays to be continued."""
         await asyncio.gather(*(download.stop() for download in list(self._downloads.values())))
-
-    async def idle(self) -> None:
-        """Wait until no download is left."""
-        while self._downloads:
-            await asyncio.wait([download.task for download in self._downloads.values()])
 
     def _ended(self, download: Download) -> None:
         if self._downloads.get(download.digest) is download:

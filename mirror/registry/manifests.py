@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cachetools import LRUCache, TTLCache
 
@@ -21,6 +22,7 @@ from mirror.oci.errors import (
     BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
+    NameUnknown,
     RegistryError,
     UpstreamError,
     UpstreamInvalid,
@@ -29,7 +31,7 @@ from mirror.oci.errors import (
 from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, parse_manifest
 from mirror.oci.names import Digest, Reference, Repository, Tag, digest_of
 from mirror.registry.blobs import BlobService
-from mirror.registry.sharing import Shared, wait_for_lease
+from mirror.registry.sharing import HEADERS_WITHIN, Shared, wait_for_lease
 from mirror.registry.tags import TagAnswer, TagResolver
 from mirror.store.base import BlobStore, Leases
 from mirror.store.reading import read_at
@@ -42,10 +44,10 @@ MEMORY = 64 * 1024 * 1024
 """Bytes of manifests each process keeps in memory."""
 READ_INLINE = 64 * 1024
 """Longest manifest hashed and parsed on the event loop, in bytes."""
+MOST_CHILDREN = 500
+"""Children of one manifest looked at: real ones have tens, and the event loop has other things to do."""
 TOUCH_EVERY = 60.0
 """Seconds within which a manifest's blobs are noted as used once."""
-WITHIN = 20.0
-"""Seconds a client waits for a manifest, its tag included; containerd gives up at 30."""
 STORE_WITHIN = 1.0
 """Seconds a new manifest waits for the lease of its digest, which a download of it as a blob may hold for long."""
 CONFIRM_AT_ONCE = 4
@@ -54,7 +56,7 @@ CONFIRM_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestAnswer:
-    """A manifest to send. manifest: None when only its descriptor was asked. hit: no upstream was asked for it.
+    """A manifest to send. manifest: None when only its descriptor was asked. hit: what was kept is the answer.
 
     warning: why it is stale, when it is.
     """
@@ -87,7 +89,6 @@ class ManifestService:
         self._memory: LRUCache[Digest, Manifest] = LRUCache(MEMORY, getsizeof=lambda manifest: len(manifest.raw) + 1024)
         self._touched: TTLCache[Digest, bool] = TTLCache(65536, TOUCH_EVERY)
         self._shared = Shared()
-        self._background: set[asyncio.Task[None]] = set()
         self._confirming = asyncio.Semaphore(CONFIRM_AT_ONCE)
         tags.bind(complete=self._complete, store=self._keep_tagged)
 
@@ -99,12 +100,14 @@ class ManifestService:
         """
         repository, target = reference.repository, reference.target
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(HEADERS_WITHIN):
                 if isinstance(target, Digest):
                     return await self._get_by_digest(repository, target, body=body)
                 return await self._get_by_tag(repository, target, body=body)
         except TimeoutError:
-            message = f"upstream {repository.source} did not give {repository.name} {target} within {WITHIN:.0f} s"
+            message = (
+                f"upstream {repository.source} did not give {repository.name} {target} within {HEADERS_WITHIN:.0f} s"
+            )
             raise UpstreamTimeout(message, upstream=repository.source or "") from None
 
     async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
@@ -112,15 +115,14 @@ class ManifestService:
 
         Raises: NameUnknown (404 NAME_UNKNOWN); UpstreamError.
         """
+        upstream = self._upstreams.get(repository.source or "")
+        if upstream is None:
+            raise NameUnknown(f"{repository} is not known here", detail={"name": repository.name})
         return await self._shared.once(
-            ("tags", repository, n, last),
-            lambda: self._upstream(repository, "tags").tags(repository.name, n=n, last=last),
+            ("tags", repository, n, last), lambda: upstream.tags(repository.name, n=n, last=last)
         )
 
     async def close(self) -> None:
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
         await self._shared.close()
 
     # ---- by tag ----
@@ -323,7 +325,7 @@ class ManifestService:
             return
         self._touched[digest] = True
         self._store.touch(digest)
-        for blob in manifest.blobs:
+        for blob in manifest.blobs[:MOST_CHILDREN]:
             self._store.touch(blob.digest)
 
     def _confirm_children(self, repository: Repository, manifest: Manifest) -> None:
@@ -332,12 +334,11 @@ class ManifestService:
         Shared layers stay readable in an outage. The list alone proves nothing: anybody can name any digest.
         """
         images = {child.digest for child in manifest.manifests}
-        for digest in {child.digest for child in manifest.children}:
+        for digest in {child.digest for child in manifest.children[:MOST_CHILDREN]}:
             here = self._here(digest) if digest in images else self._blobs.present(digest)
             if here and not self._metadata.may_read(repository, digest):
-                task = asyncio.create_task(self._confirm_child(repository, digest, image=digest in images))
-                self._background.add(task)
-                task.add_done_callback(self._background.discard)
+                confirm = partial(self._confirm_child, repository, digest, image=digest in images)
+                self._shared.start(("confirm", repository, digest), confirm)
 
     async def _confirm_child(self, repository: Repository, digest: Digest, *, image: bool) -> None:
         async with self._confirming:
@@ -358,7 +359,12 @@ class ManifestService:
         looked at before on the way, so that indexes which name each other many times cost no more than once.
         """
         seen = set() if seen is None else seen
-        if digest in seen or not self._here(digest) or not self._metadata.may_read(repository, digest):
+        if (
+            len(seen) >= MOST_CHILDREN
+            or digest in seen
+            or not self._here(digest)
+            or not self._metadata.may_read(repository, digest)
+        ):
             return False
         seen.add(digest)
         manifest = await self._local(digest)
@@ -375,7 +381,7 @@ class ManifestService:
         )
 
     def _upstream(self, repository: Repository, what: str | Tag) -> Upstream:
-        upstream = self._upstreams.get(repository.source) if repository.source else None
+        upstream = self._upstreams.get(repository.source or "")
         if upstream is None:
             raise ManifestUnknown(f"{repository} has no manifest {what}", detail={"reference": what})
         return upstream

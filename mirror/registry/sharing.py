@@ -10,6 +10,9 @@ from mirror.store.base import Lease, Leases
 
 T = TypeVar("T")
 
+HEADERS_WITHIN = 20.0
+"""Seconds a client waits for headers or an error; containerd gives up at 30."""
+
 
 class Shared:
     """Tasks by key. Whoever asks for a key under way waits for the same task, errors included.
@@ -34,10 +37,12 @@ class Shared:
         return await asyncio.shield(self.start(key, make))
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End every task, and those that ending ones start."""
+        while self._tasks:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         try:

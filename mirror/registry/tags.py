@@ -57,7 +57,7 @@ LONGEST_WAIT = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagAnswer:
-    """What a tag points at. hit: no upstream was asked. warning: why it is stale, when it is."""
+    """What a tag points at. hit: what was kept is the answer. warning: why it is stale, when it is."""
 
     record: TagRecord
     hit: bool
@@ -107,7 +107,7 @@ class TagResolver:
         record = self._metadata.tag(repository, tag)
         if record is not None and (repository.source is None or self._clock() < record.fresh_until):
             return TagAnswer(record=record, hit=True)
-        upstream = self._upstreams.get(repository.source) if repository.source else None
+        upstream = self._upstreams.get(repository.source or "")
         if upstream is None:
             raise ManifestUnknown(f"{repository} has no tag {tag}", detail={"tag": tag})
         if record is not None:

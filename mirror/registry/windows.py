@@ -15,7 +15,7 @@ import logging
 from mirror.oci.errors import RegistryError, ShuttingDown, StorageFailed, UpstreamError, UpstreamFailed
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange
-from mirror.registry.body import Body, Extent, SharedFile
+from mirror.registry.body import Extent, Part, SharedFile
 from mirror.registry.inflight import Changed, DownloadBody, Origin
 from mirror.store.base import BlobStore
 from mirror.store.files import write_all
@@ -26,6 +26,8 @@ log = logging.getLogger("mirror.download")
 
 AHEAD = 8 * 1024 * 1024
 """Bytes between what a download has and the start of a range from which on the range is passed through."""
+MOST = 32
+"""Windows open at a time in one process."""
 LEAD = 4 * 1024 * 1024
 """Bytes fetched ahead of the fastest reader of a window."""
 
@@ -81,6 +83,11 @@ class Windows:
         self._open: dict[tuple[Digest, Repository, ByteRange], Window] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
+    @property
+    def full(self) -> bool:
+        """Say whether no more may be opened: each holds a connection that downloads need as well."""
+        return len(self._open) >= MOST
+
     def enter(self, origin: Origin, wanted: ByteRange) -> Window:
         """Take part in a window; pair with ``leave``."""
         key = (origin.digest, origin.repository, wanted)
@@ -119,16 +126,10 @@ class WindowBody:
         self._origin = origin
         self._wanted = wanted
         self._window: Window | None = None
-        self._whole: Body | None = None
+        self._whole: Part | None = None
         self._sent = False
 
-    @property
-    def size(self) -> int | None:
-        return self._download.size
-
-    @property
-    def verified(self) -> bool:
-        return False
+    verified = False
 
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         if self._whole is not None:
@@ -146,7 +147,7 @@ class WindowBody:
         while window.written <= at:
             if isinstance(window.error, UpstreamError) and not self._sent:
                 # It cannot give this range; the download will have it.
-                self._whole = self._download.part(self._wanted, open_ended=False)
+                self._whole = self._download.part(self._wanted)
                 self._leave()
                 return await self._whole.extent(position, stop)
             if window.error is not None:
@@ -162,9 +163,6 @@ class WindowBody:
         self._sent = True
         end = window.written if stop is None else min(window.written, stop - window.wanted.first)
         return Extent(window.file.fd, at, end - at)
-
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        return self
 
     def close(self) -> None:
         self._leave()
@@ -183,18 +181,8 @@ class _EarlyPart:
     def __init__(self, download: DownloadBody) -> None:
         self._download = download
 
-    @property
-    def size(self) -> int | None:
-        return self._download.size
-
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         return await self._download.extent(position, stop)
-
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
-        return self
-
-    def close(self) -> None:
-        pass  # the download is closed by whoever opened it
 
 
 class RangedDownload:
@@ -210,21 +198,19 @@ class RangedDownload:
     def size(self) -> int | None:
         return self._download.size
 
-    @property
-    def verified(self) -> bool:
-        return self._download.verified
-
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         return await self._download.extent(position, stop)
 
-    def part(self, wanted: ByteRange, *, open_ended: bool) -> Body:
+    def part(self, wanted: ByteRange) -> Part:
         size = self.size
         if self._download.complete or size is None:
             return self._download
         if wanted.first <= self._download.committed + AHEAD:
             if wanted.last >= size - TAIL:
-                return self._download.part(wanted, open_ended=open_ended)
+                return self._download.part(wanted)
             return _EarlyPart(self._download)
+        if self._windows.full:
+            return self._download.part(wanted)
         body = WindowBody(self._download, self._windows, self._origin, wanted)
         self._parts.append(body)
         return body

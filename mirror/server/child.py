@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -65,6 +66,8 @@ def run(job: Job) -> int:
     """Be a worker until the service stops; return the exit code."""
     if not _end_with(job.parent):
         return 1
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client takes three descriptors
     try:
         asyncio.run(_work(job))
     except _Refused as error:

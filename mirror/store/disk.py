@@ -28,20 +28,22 @@ class DiskBlobStore:
         self._residency = residency
 
     def open(self, digest: Digest) -> OpenBlob | None:
-        for path in (self.root.cached(digest), self.root.kept(digest)):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            return OpenBlob(fd, os.fstat(fd).st_size)
+        with disk_errors(f"opening {digest}"):
+            for path in (self.root.cached(digest), self.root.kept(digest)):
+                try:
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue
+                return OpenBlob(fd, os.fstat(fd).st_size)
         return None
 
     def stat(self, digest: Digest) -> int | None:
-        for path in (self.root.cached(digest), self.root.kept(digest)):
-            try:
-                return os.stat(path).st_size
-            except FileNotFoundError:
-                continue
+        with disk_errors(f"looking for {digest}"):
+            for path in (self.root.cached(digest), self.root.kept(digest)):
+                try:
+                    return os.stat(path).st_size
+                except FileNotFoundError:
+                    continue
         return None
 
     def touch(self, digest: Digest) -> None:
@@ -52,15 +54,20 @@ class DiskBlobStore:
         await in_thread(self._put, digest, data)
 
     async def admit(self, digest: Digest, size: int) -> None:
-        """Note in the index that content is about to get its final name. size: bytes."""
         await self._residency.admit(digest, size)
 
     def ingest(self, digest: Digest) -> Ingest:
-        """Begin or continue a download. The caller holds the digest's lease."""
         return Ingest(self.root, digest)
 
     def sweep(self, leases: Leases) -> None:
-        """Tidy after leaders that died, wherever nobody holds the lease. Blocks; for the start of a process."""
+        """Tidy after leaders that died, wherever nobody holds the lease. Blocks; for the start of a process.
+
+        Raises: StorageFailed.
+        """
+        with disk_errors("tidying ingest"):
+            self._sweep(leases)
+
+    def _sweep(self, leases: Leases) -> None:
         for algorithm in ALGORITHMS:
             names = os.listdir(f"{self.root.path}/ingest/{algorithm}")
             for encoded in {name.partition(".")[0] for name in names}:
@@ -89,21 +96,18 @@ class DiskBlobStore:
                 unlink_quietly(path)
 
     def follow(self, digest: Digest) -> StateReader | None:
-        """Open the state of a download that another process leads, None when there is none."""
         try:
             return StateReader(self.root.state(digest))
         except FileNotFoundError:
             return None
 
     def open_part(self, digest: Digest, generation: int) -> int | None:
-        """Open the growing file of a generation for reading, None when it is gone. Returns a descriptor."""
         try:
             return os.open(self.root.part(digest, generation), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
 
     def scratch(self) -> int:
-        """Open a nameless file for bytes that are not kept. Returns a descriptor."""
         with disk_errors("making a temporary file"):
             path = f"{self.root.path}/ingest/window.{os.getpid()}.{secrets.token_hex(8)}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

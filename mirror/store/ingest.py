@@ -108,10 +108,6 @@ class Ingest:
         self._hashed += len(data)
         return self._hashed < end
 
-    @property
-    def hashed(self) -> int:
-        return self._hashed
-
     def verify(self) -> bool:
         """Say whether what was written is the content: size, hash and file length agree."""
         state = self.state

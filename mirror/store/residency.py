@@ -71,7 +71,10 @@ class Residency:
         self._flusher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self._run(self._open)
+        try:
+            await self._run(self._open)
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            raise StorageFailed(f"{self._folder} is damaged ({error}); move it away, it is made anew") from error
         self._flusher = asyncio.create_task(self._flush_forever(), name="residency flush")
 
     async def close(self) -> None:
@@ -103,10 +106,6 @@ class Residency:
                 # A full disk, most likely. What was used when matters less than serving.
                 log.error("the index of what was used cannot be written: %s", error)
                 self._touched = touched | self._touched if len(touched) < MOST_TOUCHES else self._touched
-
-    async def oldest(self) -> tuple[str, int] | None:
-        """Return the digest used longest ago and its size in bytes."""
-        return await self._run(self._oldest)
 
     async def recall(self, key: str) -> str | None:
         """Return a remembered answer that has not expired."""
@@ -143,13 +142,6 @@ class Residency:
                 known = self._blobs.pop(key)
                 if size is not None or known is not None:
                     self._blobs.set(key, known if size is None else size)
-
-    def _oldest(self) -> tuple[str, int] | None:
-        try:
-            key, size = self._blobs.peekitem(last=False)
-        except KeyError:
-            return None
-        return str(key), int(size)
 
     async def _flush_forever(self) -> None:
         while True:

@@ -42,8 +42,9 @@ class Phase(IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """One record. tenure: counts leaders. size: bytes, None while unknown. written: contiguous bytes on disk.
-    committed: what followers may send. sources: repositories whose upstream gave it; public: one of them did so
-    without credentials. failures: repository → the error its upstream answered during this tenure."""
+    committed: what followers may send. sources: repositories whose upstream gave it; public: fetched without
+    credentials from its first byte to its last. failures: repository → the error its upstream answered during
+    this tenure."""
 
     generation: int = 0
     tenure: int = 0

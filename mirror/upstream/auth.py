@@ -21,7 +21,7 @@ from cachetools import TLRUCache
 from yarl import URL
 
 from mirror import config
-from mirror.oci.errors import UpstreamRateLimited, UpstreamTokenFailed
+from mirror.oci.errors import UpstreamError, UpstreamRateLimited, UpstreamTokenFailed
 from mirror.oci.names import RepositoryName
 from mirror.upstream.challenge import Challenge, choose, parse_challenges
 from mirror.upstream.guard import realm_allowed
@@ -184,7 +184,7 @@ class Authenticator:
             return Authorization((await self._login(self._password)).basic, anonymous=False)
         try:
             token = await self._token(challenge, repository)
-        except UpstreamTokenFailed:
+        except (Refused, UpstreamError):
             self._challenge = None  # it leads nowhere now: the registry may name another realm next time
             raise
         return Authorization(f"Bearer {token.value}", anonymous=token.key.user is None, token=token)

@@ -42,7 +42,7 @@ class FetchedManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagPage:
-    """One page of ``tags/list``. last: the ``last`` that asks for the next page, None at the end."""
+    """One page of ``tags/list``. next_n, next_last: what asks for the next page, None at the end."""
 
     tags: tuple[str, ...]
     next_n: int | None

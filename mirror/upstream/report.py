@@ -90,7 +90,7 @@ class Reporter:
             host,
             "-" if status is None else status,
             text or "-",
-            extra={"upstream": self.upstream, "host": host, "status": status, "cause": text},
+            extra={"fields": {"upstream": self.upstream, "host": host, "status": status, "cause": text}},
         )
         self.metrics.error(self.upstream, kind.__name__.removeprefix("Upstream").lower())
         return kind(f"upstream {self.upstream}: {message}", upstream=self.upstream, retry_after=retry_after)

@@ -426,3 +426,63 @@ async def test_an_anonymous_upstream_that_goes_on_with_a_private_blob_makes_noth
             assert public.requests("GET", digest)[0].headers["Range"].startswith("bytes=")
             third = await worker.get(path_of(digest, "public/third/app"))
             assert third.status == 404
+
+
+# ---- what a second reader found ----
+
+
+async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(tmp_path: Path, hub: FakeUpstream) -> None:
+    """The end of a blob is waited for; then the transfer begins anew. That is a plain error, and not ours."""
+    data = random_bytes(4 * MIB, 9)
+    digest = hub.add_blob(NAME, data)
+    gate = Gate()
+    hub.fault(digest, times=1, replace=b"?" + data[1:], cut_after=2 * MIB, gate=gate, gate_at=2 * MIB - 1)
+    async with mirrors(config_of(tmp_path, hub)) as (worker,):
+        whole = Client(worker.url + path_of(digest))
+        await whole.has(MIB)
+        end = Client(worker.url + path_of(digest), Range=f"bytes={4 * MIB - 1000}-")
+        await asyncio.sleep(0.2)
+        gate.open()
+        await end.task
+        assert (await whole.task).ended == "reset"
+        assert end.status == 503 or end.ended != "clean" or bytes(end.body) == data[-1000:]
+        assert end.status != 500
+        await until(lambda: cached(tmp_path / "root"), "the next generation is right")
+        assert right((await worker.get(path_of(digest))).body, digest)
+
+
+async def test_a_size_that_is_only_claimed_condemns_nobody(tmp_path: Path, two: Any) -> None:
+    """A private upstream gives no length, or a wrong one; another's right answer to HEAD is not wrong for that."""
+    async with private_hub() as private, FakeUpstream() as public:
+        digest = private.add_random_blob("secret/app", 2 * MIB)
+        public.add_blob("copy/app", private.blob("secret/app", digest))
+        gate = Gate()
+        private.fault(f"GET /v2/secret/app/blobs/{digest}", gate=gate, gate_at=MIB, framing="chunked")
+        async with mirrors(two(private, public)) as (worker,):
+            owner = Client(worker.url + path_of(digest, "private/secret/app"))
+            await owner.has(MIB // 2)
+            guest = Client(worker.url + path_of(digest, "public/copy/app"))
+            await until(lambda: public.count("HEAD", digest), "it is asked")
+            await asyncio.sleep(0.1)
+            gate.open()
+            assert (await owner.task).ended == "clean"
+            assert (await guest.task).status == 200
+            assert right(bytes(guest.body), digest)
+
+
+async def test_a_slow_upstream_is_better_than_none(tmp_path: Path, two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up for another that may be faster; that one does not have the blob after all."""
+    monkeypatch.setattr("mirror.registry.inflight.SLOW_FOR", 0.3)
+    async with private_hub() as private, FakeUpstream() as public:
+        digest = public.add_random_blob("open/app", MIB)
+        gate = Gate()
+        public.fault(digest, gate=gate, gate_at=200_000)
+        async with mirrors(two(private, public)) as (worker,):
+            patient = Client(worker.url + path_of(digest, "public/open/app"))
+            await patient.has(100_000)
+            other = Client(worker.url + path_of(digest, "private/secret/app"))
+            await until(lambda: private.count("GET", f"/blobs/{digest}"), "the other one is asked")
+            gate.open()
+            assert (await patient.task).ended == "clean"
+            assert right(bytes(patient.body), digest)
+            await other.task

@@ -225,7 +225,7 @@ async def test_a_check_goes_on_when_the_client_that_caused_it_is_gone(
     tmp_path: Path, hub: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.add_image(NAME, "v1")
-    monkeypatch.setattr(manifest_service, "WITHIN", 0.3)
+    monkeypatch.setattr(manifest_service, "HEADERS_WITHIN", 0.3)
     gate = Gate()
     hub.fault("HEAD", gate_headers=gate)
     async with mirrors(config_for(tmp_path, hub), 2) as workers:
@@ -290,7 +290,7 @@ async def test_headers_and_body_together_come_or_fail_in_time(
 ) -> None:
     """HEAD and GET are each within the limit of one request, and together over what a client waits for."""
     hub.add_image(NAME, "v1")
-    monkeypatch.setattr(manifest_service, "WITHIN", 0.5)
+    monkeypatch.setattr(manifest_service, "HEADERS_WITHIN", 0.5)
     hub.fault("HEAD", delay=0.2)
     hub.fault("GET", hang_headers=True)
     async with mirror(config_for(tmp_path, hub)) as worker:

@@ -539,11 +539,12 @@ async def test_outcomes(
         assert counts.errors == [expected.__name__.removeprefix("Upstream").lower()]
         [record] = failures
         assert record.levelno == logging.WARNING
-        assert (record.upstream, record.host) == ("hub.example", "127.0.0.1")  # type: ignore[attr-defined]
+        facts = record.fields  # type: ignore[attr-defined]
+        assert (facts["upstream"], facts["host"]) == ("hub.example", "127.0.0.1")
         if "status" in fault and fault["status"] != 307:
-            assert record.status == fault["status"]  # type: ignore[attr-defined]
+            assert facts["status"] == fault["status"]
         else:
-            assert record.cause  # type: ignore[attr-defined]
+            assert facts["cause"]
     else:
         assert failures == []
         assert counts.errors == []

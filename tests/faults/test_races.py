@@ -373,7 +373,7 @@ async def test_headers_or_an_error_come_in_time_when_the_body_does_not_begin(
     tmp_path: Path, hub: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The upstream sends headers and then nothing: our client has no headers yet, and must not wait for ever."""
-    monkeypatch.setattr("mirror.registry.inflight.HEADERS_WITHIN", 0.5)
+    monkeypatch.setattr("mirror.registry.blobs.HEADERS_WITHIN", 0.5)
     digest = hub.add_random_blob(NAME, MIB)
     hub.fault(digest, hang_after=0)
     async with mirrors(config_of(tmp_path, hub), 2) as workers:

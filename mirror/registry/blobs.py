@@ -14,8 +14,10 @@ from mirror.metadata.base import MetadataStore
 from mirror.oci.errors import BlobUnknown, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
 from mirror.oci.names import Digest, Repository
 from mirror.registry.body import Body, StoredBody
-from mirror.registry.inflight import DownloadBody, Gone, Inflight, Origin, Stored
+from mirror.registry.inflight import Inflight
+from mirror.registry.origin import Origin
 from mirror.registry.sharing import HEADERS_WITHIN, Shared
+from mirror.registry.view import DownloadBody, Gone, Stored
 from mirror.registry.windows import RangedDownload, Windows
 from mirror.store.base import BlobStore
 from mirror.upstream.base import Resolved, Upstream

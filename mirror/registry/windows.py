@@ -16,7 +16,8 @@ from mirror.oci.errors import RegistryError, ShuttingDown, StorageFailed, Upstre
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange
 from mirror.registry.body import Extent, Part, SharedFile
-from mirror.registry.inflight import Changed, DownloadBody, Origin
+from mirror.registry.origin import Origin
+from mirror.registry.view import Changed, DownloadBody
 from mirror.store.base import BlobStore
 from mirror.store.files import write_all
 from mirror.store.ingest import TAIL

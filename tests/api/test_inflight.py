@@ -472,7 +472,7 @@ async def test_a_size_that_is_only_claimed_condemns_nobody(tmp_path: Path, two: 
 
 async def test_a_slow_upstream_is_better_than_none(tmp_path: Path, two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up for another that may be faster; that one does not have the blob after all."""
-    monkeypatch.setattr("mirror.registry.inflight.SLOW_FOR", 0.3)
+    monkeypatch.setattr("mirror.registry.leading.SLOW_FOR", 0.3)
     async with private_hub() as private, FakeUpstream() as public:
         digest = public.add_random_blob("open/app", MIB)
         gate = Gate()

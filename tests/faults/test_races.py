@@ -410,14 +410,14 @@ async def test_a_waiter_cancelled_as_it_is_served_leaves_no_view(
         download = next(iter(made[0]._downloads.values()))
         waiting = asyncio.create_task(download.join(next(iter(download._origins.values()))))
         await asyncio.sleep(0)
-        observe = download._observe
+        observe = download.observe
 
         def cancelled_now(*arguments: Any) -> None:
             observe(*arguments)
             if not download._waiters:
                 waiting.cancel()
 
-        download._observe = cancelled_now
+        download.observe = cancelled_now
         gate.open()
         with pytest.raises((asyncio.CancelledError, RegistryError)):
             await waiting

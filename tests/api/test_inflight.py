@@ -428,7 +428,7 @@ async def test_an_anonymous_upstream_that_goes_on_with_a_private_blob_makes_noth
             assert third.status == 404
 
 
-# ---- what a second reader found ----
+# ---- sizes, starts and paces that change underway ----
 
 
 async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(tmp_path: Path, hub: FakeUpstream) -> None:

@@ -119,3 +119,10 @@ def test_enospc_is_told_as_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert ingest.append_in_thread([b"hello"], 0) == 5
     ingest.discard(Phase.FAILED)
     ingest.close()
+
+
+def test_the_file_has_no_holes(tmp_path: Path) -> None:
+    """What is stored into the map later needs no space that a full disk might not have."""
+    writer = StateWriter(str(tmp_path / "state"))
+    assert os.stat(tmp_path / "state").st_blocks * 512 >= SIZE
+    writer.close()

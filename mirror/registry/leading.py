@@ -146,7 +146,7 @@ class Leader:
                     await self._restart()
                     continue
                 wrong = UpstreamInvalid(
-                    f"{last.upstream.name} sent bytes of {self._ingest.actual()} ({self._ingest.state.written} of them) "
+                    f"{last.upstream.name} sent bytes of {self._ingest.actual()} ({self._ingest.state.written}) "
                     f"for {self.digest}; nothing of it is kept",
                     upstream=last.upstream.name,
                 )

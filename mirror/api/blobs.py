@@ -153,7 +153,7 @@ async def _stream(
         sender.close()
         exchange.failure = str(error) or "the client is gone"
         end_now(request)
-    except Exception as error:
+    except Exception as error:  # whatever it is: behind these headers no answer of ours may stand
         sender.close()
         if isinstance(error, RegistryError):
             exchange.failure = error.message

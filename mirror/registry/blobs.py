@@ -43,7 +43,7 @@ class BlobStat:
 class BlobService:
     """Blobs of every repository, local and pulled through.
 
-    unverified_ranges: upstream name → whether windows may be passed through ahead of a download.
+    unverified_ranges: upstream name → whether ranges may be sent before the verdict over the whole.
     """
 
     def __init__(

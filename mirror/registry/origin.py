@@ -14,7 +14,7 @@ from mirror.upstream.base import BlobSource, Upstream
 class Origin:
     """A repository's own way to get a blob. expected: size in bytes a manifest gave, used when the upstream is silent.
 
-    unverified_ranges: whether windows may be passed through ahead of a download.
+    unverified_ranges: whether ranges may be sent before the verdict over the whole.
     """
 
     repository: Repository

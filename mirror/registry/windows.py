@@ -121,6 +121,8 @@ class Windows:
 class WindowBody:
     """A range of a download: from the download's own bytes where they are there, else from a window."""
 
+    verified = False
+
     def __init__(self, download: DownloadBody, windows: Windows, origin: Origin, wanted: ByteRange) -> None:
         self._download = download
         self._windows = windows
@@ -129,8 +131,6 @@ class WindowBody:
         self._window: Window | None = None
         self._whole: Part | None = None
         self._sent = False
-
-    verified = False
 
     async def extent(self, position: int, stop: int | None) -> Extent | None:
         if self._whole is not None:
@@ -187,7 +187,7 @@ class _EarlyPart:
 
 
 class RangedDownload:
-    """A download that passes far-away ranges through, for upstreams where that is allowed."""
+    """A download whose ranges need not wait for the verdict, for upstreams where that is allowed."""
 
     def __init__(self, download: DownloadBody, windows: Windows, origin: Origin) -> None:
         self._download = download

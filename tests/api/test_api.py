@@ -22,12 +22,6 @@ MISSING = "sha256:" + "0" * 64
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
 async def quay() -> AsyncIterator[FakeUpstream]:
     async with FakeUpstream() as fake:
         yield fake

@@ -56,12 +56,6 @@ def kept(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
 async def one(tmp_path: Path, hub: FakeUpstream) -> AsyncIterator[Mirror]:
     async with mirror(config_of(tmp_path, hub)) as running:
         yield running

@@ -46,12 +46,6 @@ async def until(condition: Any, what: str) -> None:
     assert condition(), what
 
 
-@pytest.fixture
-async def hub() -> Any:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
 def config_of(tmp_path: Path, hub: FakeUpstream, **settings: Any) -> Any:
     return make_config(tmp_path / "root", {"up": {"url": hub.url, **settings}})
 

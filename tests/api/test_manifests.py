@@ -29,28 +29,11 @@ from tests.images import (
     pull_and_keep,
     requests,
     until,
-    use_clock,
     warning,
 )
 
 V1 = manifest_path("v1")
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return use_clock(monkeypatch)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
 
 
 def image_of_size(size: int) -> bytes:

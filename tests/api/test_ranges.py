@@ -38,12 +38,6 @@ async def stored(tmp_path: Path, digest: str) -> None:
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
 async def one(tmp_path: Path, hub: FakeUpstream) -> AsyncIterator[Mirror]:
     async with mirror(config_of(tmp_path, hub)) as running:
         yield running

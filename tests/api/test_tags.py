@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +29,11 @@ from tests.images import (
     pull_and_keep,
     requests,
     use_client,
-    use_clock,
     warning,
 )
 
 FRESH = 60.0
 V1 = manifest_path("v1")
-
-
-@pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return use_clock(monkeypatch)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
 
 
 def is_image(answer: Answer, image: Image) -> bool:

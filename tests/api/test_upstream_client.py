@@ -87,12 +87,6 @@ class Names(AbstractResolver):
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
-
-
-@pytest.fixture
 def counts() -> Counts:
     return Counts()
 

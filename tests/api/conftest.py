@@ -1,0 +1,30 @@
+"""What tests of the whole application share: an upstream, a root, and a clock to move."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_upstream import FakeUpstream
+from tests.images import Clock, use_clock
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[FakeUpstream]:
+    """Run a scriptable upstream."""
+    async with FakeUpstream() as fake:
+        yield fake
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return where the mirrors of the test keep everything."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let the mirrors of the test read a clock that is moved by hand."""
+    return use_clock(monkeypatch)

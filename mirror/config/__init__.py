@@ -6,11 +6,13 @@
 
 from mirror.config.load import COMMAND_LINE, load_config
 from mirror.config.models import (
+    Access,
     ByteCount,
     Config,
     Credentials,
     Duration,
     Limits,
+    Push,
     Section,
     Storage,
     Tags,
@@ -24,6 +26,7 @@ from mirror.config.values import ListenAddress
 
 __all__ = [
     "COMMAND_LINE",
+    "Access",
     "ByteCount",
     "Config",
     "ConfigError",
@@ -32,6 +35,7 @@ __all__ = [
     "Limits",
     "ListenAddress",
     "Problem",
+    "Push",
     "Section",
     "Storage",
     "Tags",

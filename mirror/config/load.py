@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -15,6 +16,7 @@ from mirror.config.models import (
     DISAGREEMENT,
     Config,
     Section,
+    access_disagreements,
     builtin_upstreams,
     default_root,
     disagreements,
@@ -221,18 +223,23 @@ def _choices(path: SettingPath) -> list[str]:
 
 def _disagreeing(data: dict[str, Any], finder: _Finder) -> Iterator[Problem]:
     """Check what goes together, as far as it has the right shape: also when something else is wrong."""
+    found = access_disagreements(access) if isinstance(access := data.get("access"), dict) else iter(())
     upstreams = data["upstreams"] if "upstreams" in data else _builtin()
-    if not isinstance(upstreams, dict):
-        return
-    names: dict[str, dict[int, str]] = {}
-    for name, upstream in upstreams.items():
-        listed = upstream.get("names") if isinstance(upstream, dict) else None
-        others = enumerate(listed) if isinstance(listed, list) else ()
-        names[name] = {at: other for at, other in others if isinstance(other, str)}
-    default = data.get("default_upstream")
-    default = default if isinstance(default, str) and default.strip() else None
-    for path, message, suggestion in disagreements(names, default):
+    if isinstance(upstreams, dict):
+        names = {
+            name: _texts(upstream.get("names") if isinstance(upstream, dict) else None)
+            for name, upstream in upstreams.items()
+        }
+        default = data.get("default_upstream")
+        default = default if isinstance(default, str) and default.strip() else None
+        found = chain(found, disagreements(names, default, own=_texts(data.get("names"))))
+    for path, message, suggestion in found:
         yield finder.problem(path, message, suggestion)
+
+
+def _texts(listed: Any) -> dict[int, str]:
+    """Return what is text in a list, by its index."""
+    return {at: one for at, one in enumerate(listed) if isinstance(one, str)} if isinstance(listed, list) else {}
 
 
 def _builtin() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +29,14 @@ ByteCount = Annotated[int, BeforeValidator(values.byte_count)]
 HostName = Annotated[str, BeforeValidator(values.host_name)]
 Url = Annotated[str, BeforeValidator(values.url)]
 Network = Annotated[values.Network, BeforeValidator(values.network)]
+ClientNetwork = Annotated[values.Network, BeforeValidator(values.client_network)]
 Glob = Annotated[str, BeforeValidator(values.local_glob)]
 Listen = Annotated[ListenAddress, BeforeValidator(values.listen_address)]
 FilePath = Annotated[Path, BeforeValidator(values.file_path)]
+FolderPath = Annotated[Path, BeforeValidator(values.readable_folder)]
 ReadableFile = Annotated[Path, BeforeValidator(values.readable_file)]
 SecretFile = Annotated[Path, BeforeValidator(values.secret_file)]
+UsersFile = Annotated[Path, BeforeValidator(values.users_file)]
 
 _none_is_empty = BeforeValidator(lambda value: {} if value is None else value)
 """A section whose every line is commented out reads as null: it has its defaults."""
@@ -115,6 +119,37 @@ class Upstream(Section):
     tags: Annotated[Tags, _none_is_empty] = Field(default_factory=Tags, description="How long tags are trusted.")
 
 
+class Push(Section):
+    missing_blobs: Literal["reject", "accept"] = Field(
+        default="reject", description="What happens to a pushed manifest whose config or layers are not here."
+    )
+    session_expires: SomeDuration = Field(
+        default=86400.0, description="Duration: how long an upload session nobody sends to is kept."
+    )
+
+
+class Access(Section):
+    htpasswd_file: UsersFile | None = Field(
+        default=None, description="File of users, a line each, bcrypt only (htpasswd -B); null is no users."
+    )
+    anonymous: Literal["pull", "none"] = Field(
+        default="pull", description="What clients may do that do not log in: pull, or none (nothing)."
+    )
+    push: tuple[Text, ...] | None = Field(
+        default=None, description="Users who may push, and delete what was pushed; null is every user."
+    )
+    admin: tuple[Text, ...] = Field(
+        default=(), description="Users who may also delete what was pulled through; they may push too."
+    )
+    allow_from: tuple[ClientNetwork, ...] = Field(
+        default=(), description="Networks whose clients may use the API; none given is all."
+    )
+    insecure_writes: Switch = Field(
+        default=False,
+        description="Whether, with no users, anybody may write through addresses that are not loopback.",
+    )
+
+
 class Limits(Section):
     manifest: ByteCount = Field(default=4 * 1024**2, description="Bytes: the largest manifest taken.")
     blob: ByteCount = Field(default=256 * 1024**3, description="Bytes: the largest blob taken.")
@@ -169,6 +204,17 @@ class Config(Section):
         default=("local/**",),
         description="Patterns of repository names that never go upstream, in requests that name no upstream.",
     )
+    names: tuple[HostName, ...] = Field(
+        default=(), description="Hosts, host[:port], by which clients know this registry itself, in ns and Host."
+    )
+    packages: FolderPath | None = Field(
+        default=None,
+        description="Folder of OCI layouts and docker save archives, served as local/<path in the folder>.",
+    )
+    read_only: Switch = Field(default=False, description="Whether everything that writes is refused (405).")
+    delete: Switch = Field(default=True, description="Whether tags, manifests and blobs can be deleted.")
+    push: Annotated[Push, _none_is_empty] = Field(default_factory=Push, description="How pushes are taken.")
+    access: Annotated[Access, _none_is_empty] = Field(default_factory=Access, description="Who may do what.")
     limits: Annotated[Limits, _none_is_empty] = Field(default_factory=Limits, description="Bounds of what is taken.")
     shutdown_delay: Duration = Field(
         default=5.0,
@@ -190,7 +236,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Config:
         names = {name: dict(enumerate(upstream.names)) for name, upstream in self.upstreams.items()}
-        for path, message, suggestion in disagreements(names, self.default_upstream):
+        found = chain(
+            disagreements(names, self.default_upstream, own=dict(enumerate(self.names))),
+            access_disagreements(self.access.model_dump(exclude_unset=True)),
+        )
+        for path, message, suggestion in found:
             raise PydanticCustomError(
                 DISAGREEMENT, "{message}", {"message": message, "suggestion": suggestion, "path": path}
             )
@@ -202,11 +252,12 @@ DISAGREEMENT = "disagreement"
 
 
 def disagreements(
-    names: Mapping[str, Mapping[int, str]], default: str | None
+    names: Mapping[str, Mapping[int, str]], default: str | None, *, own: Mapping[int, str]
 ) -> Iterator[tuple[SettingPath, str, str]]:
-    """Find names that mean two upstreams, and a default that is none of them.
+    """Find names that mean two registries, and a default that is none of them.
 
-    names: upstream → its further names by their index. Gives path, message and suggestion of each.
+    names: upstream → its further names by their index. own: names of this registry itself by their index.
+    Gives path, message and suggestion of each.
     """
     owners = {name: name for name in names}
     for upstream, others in names.items():
@@ -214,7 +265,25 @@ def disagreements(
             owner = owners.setdefault(other, upstream)
             if owner != upstream:
                 yield ("upstreams", upstream, "names", at), f'"{other}" already means the upstream {owner}', ""
+    for at, name in own.items():
+        if name in owners:
+            yield ("names", at), f'"{name}" already means the upstream {owners[name]}', "a name means one registry only"
     if default is not None and default not in names:
         known = ", ".join(names) or "there are none"
         hint = f'did you mean "{owners[default]}"?' if default in owners else did_you_mean(default, names, cutoff=0.75)
         yield ("default_upstream",), f"is not one of the upstreams ({known})", hint
+
+
+def access_disagreements(access: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str, str]]:
+    """Find what only means something with users, and is given without their file.
+
+    access: the section as given. Gives path, message and suggestion of each.
+    """
+    if access.get("htpasswd_file") is not None:
+        return
+    if access.get("anonymous") == "none":
+        yield ("access", "anonymous"), "with no users, nobody could do anything", "give access.htpasswd_file, or pull"
+    for setting in ("push", "admin"):
+        given = access.get(setting)
+        if isinstance(given, (list, tuple)) and (given or setting == "push"):
+            yield ("access", setting), "lists users, but there are none", "give access.htpasswd_file"

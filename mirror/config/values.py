@@ -293,7 +293,15 @@ def url(value: Any) -> str:
 
 
 def network(value: Any) -> Network:
-    """Read a network such as ``10.0.0.0/8``, or one address."""
+    """Read a network such as ``10.0.0.0/8``, or one address; not one that must never be asked."""
+    found = client_network(value)
+    if found.is_link_local:
+        raise wrong("link-local addresses are never asked, whatever is listed here")
+    return found
+
+
+def client_network(value: Any) -> Network:
+    """Read a network such as ``10.0.0.0/8``, or one address, that clients may have."""
     if isinstance(value, (IPv4Network, IPv6Network)):
         return value
     found: Network | None = None
@@ -306,8 +314,6 @@ def network(value: Any) -> Network:
         raise wrong(f"expected a network such as 10.0.0.0/8 or fd00::/8, got {_shown(value)}")
     if _address_of(value) != str(found.network_address):
         raise wrong("the address has bits set beyond the length of its network", f'did you mean "{found}"?')
-    if found.is_link_local:
-        raise wrong("link-local addresses are never asked, whatever is listed here")
     return found
 
 
@@ -367,11 +373,30 @@ def readable_file(value: Any, info: ValidationInfo) -> Path:
     return found
 
 
+def readable_folder(value: Any, info: ValidationInfo) -> Path:
+    """Read the path of a folder that is there; looked at only while loading."""
+    found = file_path(value, info)
+    if isinstance(info.context, Loading) and not found.is_dir():
+        raise wrong(
+            f"{json.dumps(str(found), ensure_ascii=False)}: {'is no folder' if found.exists() else 'no such folder'}"
+        )
+    return found
+
+
 def secret_file(value: Any, info: ValidationInfo) -> Path:
     """Do as ``readable_file`` and keep quiet about the path: it is where people write the secret itself."""
+    return _quiet_file(value, info, "expected the path of a file that holds the password")
+
+
+def users_file(value: Any, info: ValidationInfo) -> Path:
+    """Do as ``readable_file`` and keep quiet about the path: it is where people write a user's line itself."""
+    return _quiet_file(value, info, "expected the path of a file of users, made by htpasswd -B")
+
+
+def _quiet_file(value: Any, info: ValidationInfo, expected: str) -> Path:
     found = file_path(value, info)
     if isinstance(info.context, Loading) and (reason := unreadable(found)):
-        raise wrong(f"{reason}", "expected the path of a file that holds the password")
+        raise wrong(f"{reason}", expected)
     return found
 
 

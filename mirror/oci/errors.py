@@ -62,8 +62,81 @@ class ManifestInvalid(RegistryError):
     code, status = ErrorCode.MANIFEST_INVALID, 400
 
 
+class BlobUploadInvalid(RegistryError):
+    code, status = ErrorCode.BLOB_UPLOAD_INVALID, 400
+
+
+class SessionBusy(RegistryError):
+    """Another request is sending to the upload session, and its client is alive."""
+
+    code, status = ErrorCode.BLOB_UPLOAD_INVALID, 409
+
+
+class ChunkOutOfOrder(RegistryError):
+    """A chunk does not begin where the session stands. offset: bytes the session has. headers: what says so."""
+
+    code, status = ErrorCode.BLOB_UPLOAD_INVALID, 416
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.headers: dict[str, str] = {}
+
+
+class ParameterInvalid(RegistryError):
+    """A parameter of the query cannot be understood."""
+
+    code, status = ErrorCode.UNSUPPORTED, 400
+
+
+class SizeInvalid(RegistryError):
+    code, status = ErrorCode.SIZE_INVALID, 400
+
+
+class BlobTooLarge(RegistryError):
+    code, status = ErrorCode.SIZE_INVALID, 413
+
+
+class ManifestTooLarge(RegistryError):
+    code, status = ErrorCode.MANIFEST_INVALID, 413
+
+
+class ManifestBlobUnknown(RegistryError):
+    """A pushed manifest names blobs that are not in its repository."""
+
+    code, status = ErrorCode.MANIFEST_BLOB_UNKNOWN, 400
+
+
+class PreconditionFailed(RegistryError):
+    """If-Match or If-None-Match does not hold (RFC 9110 section 13). The specification has no code of its own."""
+
+    code, status = ErrorCode.DENIED, 412
+
+
+class Unsupported(RegistryError):
+    """What was asked is not done here: by configuration, or for this kind of repository."""
+
+    code, status = ErrorCode.UNSUPPORTED, 405
+
+
+class Unauthorized(RegistryError):
+    """A login is needed, or the one given is wrong. challenge: what to log in by (WWW-Authenticate)."""
+
+    code, status = ErrorCode.UNAUTHORIZED, 401
+
+    def __init__(self, message: str, *, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class Denied(RegistryError):
+    """Who asks is known, and may not."""
+
+    code, status = ErrorCode.DENIED, 403
+
+
 class Unknown(RegistryError):
-    """Base of the four "it is not there" answers. A 404 is an answer, not an outage."""
+    """Base of the "it is not there" answers. A 404 is an answer, not an outage."""
 
     status = 404
 
@@ -78,6 +151,10 @@ class ManifestUnknown(Unknown):
 
 class BlobUnknown(Unknown):
     code = ErrorCode.BLOB_UNKNOWN
+
+
+class BlobUploadUnknown(Unknown):
+    code = ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
 class PathUnknown(Unknown):
@@ -169,6 +246,16 @@ class StorageFull(StorageFailed):
     """The disk is full."""
 
     status = 507
+
+
+class ContentChanged(StorageFailed):
+    """A file was rewritten while it was being sent: what was sent of it is void."""
+
+
+class Busy(RegistryError):
+    """Others are at it."""
+
+    status = 503
 
 
 class ShuttingDown(RegistryError):

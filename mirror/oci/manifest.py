@@ -44,6 +44,9 @@ ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, {OCI_A
 """What upstreams are always sent, whatever the client accepts: a narrow Accept makes some registries
 rewrite an index to one platform, and that would then be kept for everybody."""
 
+_GENERIC = ("application/json", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain")
+"""What tools put on any body; it says nothing of a manifest."""
+
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
 _FOREIGN = (".foreign.", ".nondistributable.")
 _MOST = 2**63 - 1
@@ -105,6 +108,34 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     ``manifests`` (one body, two readings: CVE-2021-41190), or is of a type of the specifications and its
     descriptors are malformed. What other types hold is theirs: of them what looks like a descriptor is read.
     """
+    body, declared = _body(raw)
+    header = media_type_of(content_type)
+    media_type = declared or _told(header, _by_shape(body))
+    if media_type is None:
+        raise ManifestInvalid(f"{header or 'no media type'}: the body does not look like a manifest")
+    return _manifest(raw, body, media_type, digest)
+
+
+def parse_pushed(raw: bytes, *, content_type: str | None, digest: Digest | None = None) -> Manifest:
+    """Read a manifest that a client pushes, of whatever type it says.
+
+    content_type: the client's. The media type is the body's ``mediaType``, which the header must not contradict
+    ("Pushing Manifests"); without one the header's, unless it is what tools put on anything; else told by shape.
+    digest: as in ``parse_manifest``. Raises: ManifestInvalid (400 MANIFEST_INVALID), as ``parse_manifest`` does.
+    """
+    body, declared = _body(raw)
+    header = media_type_of(content_type)
+    header = None if header in _GENERIC else header
+    if declared and header and declared != header:
+        raise ManifestInvalid(f"the manifest's mediaType is {declared}, its Content-Type {header}; send them alike")
+    media_type = declared or header or _by_shape(body)
+    if media_type is None:
+        raise ManifestInvalid("the manifest has no mediaType; say what it is by Content-Type")
+    return _manifest(raw, body, media_type, digest)
+
+
+def _body(raw: bytes) -> tuple[dict[str, Any], str | None]:
+    """Return a manifest's JSON object and its ``mediaType``."""
     try:
         body = json.loads(raw.decode())  # given bytes, json would guess encodings that no client reads
     except (ValueError, RecursionError) as error:
@@ -116,10 +147,10 @@ def parse_manifest(raw: bytes, *, content_type: str | None, digest: Digest | Non
     declared = body.get("mediaType")
     if declared is not None and (not isinstance(declared, str) or not _MEDIA_TYPE.fullmatch(declared)):
         raise ManifestInvalid("the manifest's mediaType is not a media type")
-    header = media_type_of(content_type)
-    media_type = declared or _told(header, _by_shape(body))
-    if media_type is None:
-        raise ManifestInvalid(f"{header or 'no media type'}: the body does not look like a manifest")
+    return body, declared
+
+
+def _manifest(raw: bytes, body: Mapping[str, Any], media_type: str, digest: Digest | None) -> Manifest:
     strict = media_type in KNOWN
     config = _one(body, "config", strict=strict)
     layers = _many(body, "layers", strict=strict) + _many(body, "blobs", strict=strict)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NewType
 
-from mirror.oci.errors import DigestInvalid, ManifestUnknown, NameInvalid
+from mirror.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown, NameInvalid
 
 RepositoryName = NewType("RepositoryName", str)
 Tag = NewType("Tag", str)
@@ -120,6 +120,28 @@ def parse_target(text: str) -> Tag | Digest:
     if not _TAG.fullmatch(text):
         raise ManifestUnknown(f"{text[:140]!r} cannot be a tag", detail={"tag": text[:140]})
     return Tag(text)
+
+
+def parse_tag(text: str) -> Tag:
+    """Check a tag to write. Raises: ManifestInvalid (400 MANIFEST_INVALID)."""
+    if not _TAG.fullmatch(text):
+        raise ManifestInvalid(
+            f"{text[:140]!r} cannot be a tag: letters, digits, . _ - (not first: . -), 128 at most",
+            detail={"tag": text[:140]},
+        )
+    return Tag(text)
+
+
+def parse_algorithm(text: str) -> str:
+    """Check a digest algorithm. Raises: DigestInvalid (400 DIGEST_INVALID)."""
+    if text not in ALGORITHMS:
+        raise DigestInvalid(f"{text[:80]!r} is not an algorithm this registry knows: {', '.join(ALGORITHMS)}")
+    return text
+
+
+def referrers_tag(subject: Digest) -> Tag:
+    """Return the tag under which clients of registries without the API keep referrers ("Referrers Tag Schema")."""
+    return Tag(f"{subject.algorithm}-{subject.encoded[:64]}")
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> Digest:

@@ -18,11 +18,13 @@ import yaml
 from pydantic import ValidationError
 
 from mirror.config import (
+    Access,
     Config,
     ConfigError,
     Credentials,
     Limits,
     ListenAddress,
+    Push,
     Section,
     Storage,
     Tags,
@@ -83,6 +85,12 @@ def test_without_a_file_everything_has_its_default(tmp_path: Path) -> None:
         upstreams=builtin_upstreams(),
         default_upstream="docker.io",
         local=("local/**",),
+        names=(),
+        packages=None,
+        read_only=False,
+        delete=True,
+        push=Push(missing_blobs="reject", session_expires=86400),
+        access=Access(htpasswd_file=None, anonymous="pull", push=None, admin=(), allow_from=(), insecure_writes=False),
         limits=Limits(manifest=4_194_304, blob=274_877_906_944, send_timeout=60),
         shutdown_delay=5,
         drain_timeout=25,
@@ -110,7 +118,15 @@ def test_the_builtin_upstreams() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# nothing\n", "---\n", "{}\n", "null\n", "storage:\nlimits:\n", "\ufeff# with a byte order mark\n"],
+    [
+        "",
+        "# nothing\n",
+        "---\n",
+        "{}\n",
+        "null\n",
+        "storage:\nlimits:\npush:\naccess:\n",
+        "\ufeff# with a byte order mark\n",
+    ],
     ids=["empty", "comment", "start", "braces", "null", "sections-commented-out", "bom"],
 )
 def test_an_empty_file_is_the_defaults(tmp_path: Path, loader: None, text: str) -> None:
@@ -137,8 +153,9 @@ def test_no_home_is_a_problem_only_when_a_root_is_needed(tmp_path: Path, monkeyp
 
 
 def test_every_setting_is_read(tmp_path: Path, loader: None) -> None:
-    for name in ("tls.crt", "tls.key", "corp.pem", "hub"):
+    for name in ("tls.crt", "tls.key", "corp.pem", "hub", "users"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "images").mkdir()
     config = load(
         tmp_path,
         """
@@ -158,6 +175,18 @@ upstreams:
     tags: {fresh_for: 2m, stale_for: 1d, revalidate_wait: 500ms, on_not_found: keep}
 default_upstream: docker.io
 local: [local/**, "team-*/tools", mine]
+names: [registry.corp, "registry.corp:5000"]
+packages: images
+read_only: true
+delete: no
+push: {missing_blobs: accept, session_expires: 2h}
+access:
+  htpasswd_file: users
+  anonymous: none
+  push: [ci, "räksmörgås"]
+  admin: [root]
+  allow_from: [10.0.0.0/8, "fe80::/10", 192.168.1.1]
+  insecure_writes: true
 limits: {manifest: 8MiB, blob: 10GB, send_timeout: 30}
 shutdown_delay: 0
 drain_timeout: 1.5m
@@ -182,6 +211,19 @@ drain_timeout: 1.5m
         },
         default_upstream="docker.io",
         local=("local/**", "team-*/tools", "mine"),
+        names=("registry.corp", "registry.corp:5000"),
+        packages=tmp_path / "images",
+        read_only=True,
+        delete=False,
+        push=Push(missing_blobs="accept", session_expires=7200.0),
+        access=Access(
+            htpasswd_file=tmp_path / "users",
+            anonymous="none",
+            push=("ci", "räksmörgås"),
+            admin=("root",),
+            allow_from=(ip_network("10.0.0.0/8"), ip_network("fe80::/10"), ip_network("192.168.1.1/32")),
+            insecure_writes=True,
+        ),
         limits=Limits(manifest=8 * 1024**2, blob=10**10, send_timeout=30.0),
         shutdown_delay=0.0,
         drain_timeout=90.0,
@@ -556,6 +598,70 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["1:17: storage.root: the home folder that ~ stands for is not known; write the path in full"],
     ),
     "path-number": ("storage: {root: 5}\n", ["1:17: storage.root: expected a path, got a number"]),
+    # names, pushes, access
+    "own-name-of-an-upstream": (
+        upstream("names: [x]") + "names: [mine, x, r.io]\n",
+        [
+            '5:15: names[1]: "x" already means the upstream r.io; a name means one registry only',
+            '5:18: names[2]: "r.io" already means the upstream r.io; a name means one registry only',
+        ],
+    ),
+    "own-name-of-a-builtin-upstream": (
+        "names: [docker.io]\n",
+        ['1:9: names[0]: "docker.io" already means the upstream docker.io; a name means one registry only'],
+    ),
+    "own-name-a-url": (
+        "names: ['https://registry.corp']\n",
+        ['1:9: names[0]: expected host or host:port, got a URL; did you mean "registry.corp"?'],
+    ),
+    "packages-missing": ("packages: nowhere\n", ['1:11: packages: "nowhere": no such folder']),
+    "packages-a-file": ("packages: mirror.yaml\n", ['1:11: packages: "mirror.yaml": is no folder']),
+    "missing-blobs": (
+        "push: {missing_blobs: acept}\n",
+        ['1:23: push.missing_blobs: expected reject or accept; did you mean "accept"?'],
+    ),
+    "session-zero": ("push: {session_expires: 0s}\n", ["1:25: push.session_expires: must be longer than 0s"]),
+    "anonymous": (
+        "access: {anonymous: pul}\n",
+        ['1:21: access.anonymous: expected pull or none; did you mean "pull"?'],
+    ),
+    "anonymous-none-without-users": (
+        "access: {anonymous: none}\n",
+        ["1:21: access.anonymous: with no users, nobody could do anything; give access.htpasswd_file, or pull"],
+    ),
+    "users-without-a-file": (
+        "access:\n  push: [ci]\n  admin: [root]\n",
+        [
+            "2:9: access.push: lists users, but there are none; give access.htpasswd_file",
+            "3:10: access.admin: lists users, but there are none; give access.htpasswd_file",
+        ],
+    ),
+    "nobody-without-a-file": (
+        "access: {push: [], admin: []}\n",
+        ["1:16: access.push: lists users, but there are none; give access.htpasswd_file"],
+    ),
+    "users-file-missing": (
+        "access: {htpasswd_file: nowhere, push: [ci]}\n",
+        ["1:25: access.htpasswd_file: no such file; expected the path of a file of users, made by htpasswd -B"],
+    ),
+    "user-number": (
+        "access: {admin: [5]}\n",
+        [
+            "1:17: access.admin: lists users, but there are none; give access.htpasswd_file",
+            "1:18: access.admin[0]: expected text, got a number; put it in quotes",
+        ],
+    ),
+    "allow-from": (
+        "access: {allow_from: [corp]}\n",
+        ['1:23: access.allow_from[0]: expected a network such as 10.0.0.0/8 or fd00::/8, got "corp"'],
+    ),
+    "allow-from-bits": (
+        "access: {allow_from: [10.1.2.3/8]}\n",
+        [
+            "1:23: access.allow_from[0]: the address has bits set beyond the length of its network; "
+            'did you mean "10.0.0.0/8"?'
+        ],
+    ),
     # YAML
     "yaml-tab": ("storage:\n\troot: /r\n", ["2:1: not valid YAML: found a tab; indent by spaces"]),
     "yaml-at": (
@@ -644,6 +750,11 @@ upstreams:
     url: https://quay.io
     names: [a]
 default_upstream: ghcr.io
+names: [a]
+access:
+  anonymous: none
+  admn: [root]
+  push: [ci]
 """
     assert problems(tmp_path, text) == [
         'mirror.yaml:1:9: listen: expected HOST:PORT, got a number; write "127.0.0.1:5000", or "0.0.0.0:5000" for all',
@@ -658,6 +769,11 @@ default_upstream: ghcr.io
         "mirror.yaml:11:29: upstreams.docker.io.credentials.username: expected text, got a number; put it in quotes",
         'mirror.yaml:14:13: upstreams.quay.io.names[0]: "a" already means the upstream docker.io',
         "mirror.yaml:15:19: default_upstream: is not one of the upstreams (docker.io, quay.io)",
+        'mirror.yaml:16:9: names[0]: "a" already means the upstream docker.io; a name means one registry only',
+        "mirror.yaml:18:14: access.anonymous: with no users, nobody could do anything; "
+        "give access.htpasswd_file, or pull",
+        'mirror.yaml:19:3: access.admn: unknown key; did you mean "admin"?',
+        "mirror.yaml:20:9: access.push: lists users, but there are none; give access.htpasswd_file",
     ]
 
 
@@ -774,6 +890,8 @@ def test_a_file_that_is_huge(tmp_path: Path) -> None:
         f"upstreams: {{r.io: {{url: 'https://r.io/?token={SECRET}'}}}}",
         f"upstreams: {{'https://u:{SECRET}@r.io': {{url: 'https://r.io'}}}}",
         f"tls: {{certificate: /dev/null, key: [{SECRET}]}}",
+        f"access: {{htpasswd_file: 'ci:{SECRET}'}}",
+        f"access: {{users: {{ci: {SECRET}}}}}",
     ],
 )
 def test_no_secret_is_ever_said(tmp_path: Path, loader: None, text: str) -> None:
@@ -809,6 +927,13 @@ def test_models_are_checked_in_code_too() -> None:
         Config(storage=Storage(root="/r"), default_upstream="nobody")
     with pytest.raises(ValidationError, match="already means the upstream b"):
         Config(upstreams={"b": Upstream(url="http://b"), "a": Upstream(url="http://a", names=("b",))})
+    with pytest.raises(ValidationError, match="already means the upstream b"):
+        Config(upstreams={"b": Upstream(url="http://b")}, names=("b",))
+    with pytest.raises(ValidationError, match="nobody could do anything"):
+        Config(access=Access(anonymous="none"))
+    with pytest.raises(ValidationError, match="lists users, but there are none"):
+        Config(access=Access(push=("ci",)))
+    assert Config(access=Access(anonymous="none", push=("ci",), htpasswd_file="/nowhere")).access.push == ("ci",)
     with pytest.raises(ValidationError) as caught:
         Upstream(url=f"http://u:{SECRET}@a")
     assert SECRET not in str(caught.value)
@@ -825,7 +950,7 @@ def _sections(section: type[Section] = Config) -> Iterator[type[Section]]:
 
 
 def test_every_setting_has_a_description() -> None:
-    assert set(_sections()) == {Config, Tls, Storage, Upstream, Credentials, Tags, Limits}
+    assert set(_sections()) == {Config, Tls, Storage, Upstream, Credentials, Tags, Limits, Push, Access}
     for section in _sections():
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
@@ -879,23 +1004,34 @@ def test_the_commented_file_says_its_defaults_in_full() -> None:
     """Every default is written there, not left out: a default that changes in the code fails the test above."""
     given = load_config(EXAMPLE)
     docker = given.upstreams["docker.io"]
-    assert set(Config.model_fields) - given.model_fields_set == {"tls"}
+    assert set(Config.model_fields) - given.model_fields_set == {"tls", "packages"}
     assert set(Upstream.model_fields) - docker.model_fields_set == {"ca_file", "credentials"}
     assert docker.tags.model_fields_set == set(Tags.model_fields)
     assert given.limits.model_fields_set == set(Limits.model_fields)
+    assert given.push.model_fields_set == set(Push.model_fields)
+    assert set(Access.model_fields) - given.access.model_fields_set == {"htpasswd_file", "push"}
 
 
 def test_the_commented_file_has_every_setting(tmp_path: Path) -> None:
     text, count = _OFF.subn(r"\1", EXAMPLE.read_text())
-    assert count == 8
+    assert count == 11
     # two-space comments under a heading that was commented out stand where they are: they are comments
-    for name in ("/etc/mirror/tls.crt", "/etc/mirror/tls.key", "/etc/ssl/corp.pem", "/run/secrets/hub"):
+    for name in (
+        "/etc/mirror/tls.crt",
+        "/etc/mirror/tls.key",
+        "/etc/ssl/corp.pem",
+        "/run/secrets/hub",
+        "/etc/mirror/htpasswd",
+    ):
         assert text.count(name) == 1
         text = text.replace(name, str(tmp_path / Path(name).name))
         (tmp_path / Path(name).name).write_text("x")
+    (tmp_path / "images").mkdir()
+    text = text.replace("/srv/images", str(tmp_path / "images"))
     config = load(tmp_path, text)
     docker = config.upstreams["docker.io"]
-    for section in (config, config.tls, config.storage, docker, docker.credentials, docker.tags, config.limits):
+    sections = (config, config.tls, config.storage, docker, docker.credentials, docker.tags, config.limits)
+    for section in (*sections, config.push, config.access):
         assert section is not None
         assert section.model_fields_set == set(type(section).model_fields)
     assert config.storage.root == Path("/var/lib/mirror")

@@ -67,7 +67,7 @@ ALSO_BLOCKING = (
 LOCAL_LOOKS = ("disk.py", {"stat", "scratch"})
 """Where the loop looks at names of local files: one system call each, like ``os.open``, which is not checked."""
 
-PRIMARY_KEY_READS = ("mirror/metadata/sqlite.py", {"_one"})
+PRIMARY_KEY_READS = ("mirror/metadata/database.py", {"one"})
 """The one place that may read the database on the loop: single rows by primary key, from the page cache."""
 
 

@@ -1,82 +1,47 @@
-"""The metadata in SQLite: one database in WAL mode, shared by all processes.
-
-Reads run on the event loop, through one read-only connection. Writes run in one thread; what is asked while
-a transaction runs goes into the next one together. One transaction per acknowledged change.
-"""
+"""The metadata in SQLite: every question and every change, each one statement or one transaction."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mirror.metadata.base import TagRecord
-from mirror.oci.errors import StorageFailed, StorageFull
-from mirror.oci.manifest import Manifest
+from mirror.metadata.base import Condition, Origin, TagMove, TagRecord
+from mirror.metadata.database import Database
+from mirror.oci.errors import ManifestBlobUnknown
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.names import Digest, Repository, Tag, parse_digest, try_digest
 
-VERSION = 1
+_LOCAL = "repository >= '|' AND repository < '}'"
+"""Keys of our own repositories begin with the bar."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS manifest (
-    digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, size INTEGER NOT NULL,
-    artifact_type TEXT, subject TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS public (digest TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS link (
-    repository TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (repository, digest)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS child (
-    repository TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
-    PRIMARY KEY (repository, digest)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tag (
-    repository TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL,
-    size INTEGER NOT NULL, origin TEXT NOT NULL, checked_at REAL NOT NULL, fresh_until REAL NOT NULL,
-    retry_at REAL NOT NULL, trouble TEXT, previous TEXT, PRIMARY KEY (repository, tag)) WITHOUT ROWID;
-"""
+_NAMED = "name = ? AND key = ?"
 
-Write = Callable[[sqlite3.Connection], None]
+
+def _named(repository: Repository) -> tuple[str, str]:
+    """Return both: ``up/app`` may be the app of an upstream, and a repository of our own."""
+    return str(repository), repository.key
 
 
 class SqliteMetadata:
     """The metadata of one root. Made and used on one event loop."""
 
     def __init__(self, path: Path, database: str) -> None:
-        self._path = path
-        self._database = database
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metadata")
-        self._waiting: list[tuple[Write, asyncio.Future[None]]] = []
-        self._batch: asyncio.Task[None] | None = None
-        self._reader: sqlite3.Connection | None = None
-        self._writer: sqlite3.Connection | None = None
+        self._database = Database(path, database)
 
     async def start(self) -> None:
-        """Open the database, laying it out when it is new.
-
-        Raises: StorageFailed when it is another root's, of a newer version, or damaged.
-        """
-        loop = asyncio.get_running_loop()
-        self._writer = await loop.run_in_executor(self._thread, _open_writer, self._path, self._database)
-        self._reader = await loop.run_in_executor(self._thread, _open_reader, self._path)
+        """Open the database. Raises: StorageFailed when it is another root's, of a newer version, or damaged."""
+        await self._database.start()
 
     async def close(self) -> None:
-        if self._batch:
-            await asyncio.gather(self._batch, return_exceptions=True)
-        if self._reader:
-            self._reader.close()
-        if self._writer:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.close)
-        self._thread.shutdown(wait=False)  # it is idle: all it did was waited for
+        await self._database.close()
 
-    # ---- reads ----
+    # ---- reads by primary key ----
 
     def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        row = self._one(
+        row = self._database.one(
             "SELECT digest, media_type, size, origin, checked_at, fresh_until, retry_at, trouble, previous"
             " FROM tag WHERE repository = ? AND tag = ?",
             (repository.key, tag),
@@ -98,210 +63,341 @@ class SqliteMetadata:
         )
 
     def media_type(self, digest: Digest) -> str | None:
-        row = self._one("SELECT media_type FROM manifest WHERE digest = ?", (str(digest),))
+        row = self._database.one("SELECT media_type FROM manifest WHERE digest = ?", (str(digest),))
         return row[0] if row else None
 
     def may_read(self, repository: Repository, digest: Digest) -> bool:
-        text = str(digest)
-        if self._one("SELECT 1 FROM link WHERE repository = ? AND digest = ?", (repository.key, text)):
+        one, text = self._database.one, str(digest)
+        if one("SELECT 1 FROM link WHERE repository = ? AND digest = ?", (repository.key, text)):
             return True
-        return repository.source is not None and self._one("SELECT 1 FROM public WHERE digest = ?", (text,)) is not None
+        return repository.source is not None and one("SELECT 1 FROM public WHERE digest = ?", (text,)) is not None
 
-    def expected_size(self, repository: Repository, digest: Digest) -> int | None:
-        row = self._one("SELECT size FROM child WHERE repository = ? AND digest = ?", (repository.key, str(digest)))
+    def holds(self, repository: Repository, digest: Digest) -> str | None:
+        row = self._database.one(
+            "SELECT media_type FROM pushed WHERE repository = ? AND digest = ?", (repository.key, str(digest))
+        )
         return row[0] if row else None
 
-    # ---- writes ----
+    def exists(self, repository: Repository) -> bool:
+        return self._database.one(f"SELECT 1 FROM repository WHERE {_NAMED}", _named(repository)) is not None
+
+    def pushed_somewhere(self, digest: Digest) -> bool:
+        return self._database.one(f"SELECT 1 FROM link WHERE digest = ? AND {_LOCAL}", (str(digest),)) is not None
+
+    def expected_size(self, repository: Repository, digest: Digest) -> int | None:
+        row = self._database.one(
+            "SELECT size FROM child WHERE repository = ? AND digest = ?", (repository.key, str(digest))
+        )
+        return row[0] if row else None
+
+    # ---- lists ----
+
+    async def tags(self, repository: Repository, *, n: int, last: str = "") -> list[Tag]:
+        rows = await self._database.many(
+            "SELECT tag FROM tag WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?", (repository.key, last, n)
+        )
+        return [row[0] for row in rows]
+
+    async def repositories(self, *, n: int, last: str = "") -> list[str]:
+        rows = await self._database.many(
+            "SELECT DISTINCT name FROM repository WHERE name > ? ORDER BY name LIMIT ?", (last, n)
+        )
+        return [row[0] for row in rows]
+
+    async def referrers(
+        self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int, last: str = ""
+    ) -> list[Descriptor]:
+        wanted = "" if artifact_type is None else " AND artifact_type = ?"
+        values = [repository.key, str(subject), last, *([] if artifact_type is None else [artifact_type]), n]
+        rows = await self._database.many(
+            "SELECT digest, media_type, size, artifact_type, annotations FROM pushed"
+            f" WHERE repository = ? AND subject = ? AND digest > ?{wanted} ORDER BY digest LIMIT ?",
+            values,
+        )
+        return [
+            Descriptor(
+                digest=parse_digest(digest),
+                media_type=media_type,
+                size=size,
+                artifact_type=kind,
+                annotations=json.loads(annotations) if annotations else {},
+            )
+            for digest, media_type, size, kind, annotations in rows
+        ]
+
+    async def history(self, repository: Repository, tag: Tag, *, n: int, before: int | None = None) -> list[TagMove]:
+        rows = await self._database.many(
+            "SELECT number, at, digest, origin FROM history WHERE repository = ? AND tag = ? AND number < ?"
+            " ORDER BY number DESC LIMIT ?",
+            (repository.key, tag, 2**62 if before is None else before, n),
+        )
+        return [TagMove(number=row[0], at=row[1], digest=try_digest(row[2]), origin=row[3]) for row in rows]
+
+    # ---- writes: pulled through ----
 
     async def put_manifest(self, repository: Repository, manifest: Manifest, *, public: bool) -> None:
-        descriptor = manifest.descriptor
-        key = repository.key
+        def write(database: sqlite3.Connection) -> None:
+            _put_manifest(database, repository, manifest, "INSERT OR REPLACE")
+            _grant(database, repository, manifest.descriptor.digest, public)
 
+        await self._database.write(write)
+
+    async def put_tag(self, record: TagRecord) -> None:
+        await self._database.write(lambda database: _put_tag(database, record))
+
+    async def forget_tag(self, repository: Repository, tag: Tag) -> None:
+        def write(database: sqlite3.Connection) -> None:
+            _drop_tag(database, repository, tag)
+            _drop_if_empty(database, repository)
+
+        await self._database.write(write)
+
+    async def note_trouble(self, repository: Repository, tag: Tag, *, retry_at: float, trouble: str) -> None:
         def write(database: sqlite3.Connection) -> None:
             database.execute(
-                "INSERT OR REPLACE INTO manifest (digest, media_type, size, artifact_type, subject)"
-                " VALUES (?, ?, ?, ?, ?)",
+                "UPDATE tag SET retry_at = ?, trouble = ? WHERE repository = ? AND tag = ?",
+                (retry_at, trouble, repository.key, tag),
+            )
+
+        await self._database.write(write)
+
+    async def grant(self, repository: Repository, digest: Digest, *, public: bool) -> None:
+        await self._database.write(lambda database: _grant(database, repository, digest, public))
+
+    async def purge(self, repository: Repository, digest: Digest) -> None:
+        text = str(digest)
+
+        def write(database: sqlite3.Connection) -> None:
+            for (tag,) in database.execute(
+                "SELECT tag FROM tag WHERE repository = ? AND digest = ?", (repository.key, text)
+            ).fetchall():
+                _drop_tag(database, repository, tag)
+            database.execute("DELETE FROM public WHERE digest = ?", (text,))
+            theirs = f"FROM link WHERE digest = ? AND NOT ({_LOCAL})"
+            keys = database.execute(f"SELECT repository {theirs}", (text,)).fetchall()
+            database.execute(f"DELETE {theirs}", (text,))
+            database.execute("DELETE FROM manifest WHERE digest = ?", (text,))
+            for key in {repository.key, *(key for (key,) in keys)}:
+                _drop_if_empty(database, Repository.from_key(key))
+
+        await self._database.write(write)
+
+    # ---- writes: pushed ----
+
+    async def push_blob(self, repository: Repository, digest: Digest) -> None:
+        await self._database.write(lambda database: _grant(database, repository, digest, False), durable=True)
+
+    async def push_manifest(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        *,
+        tags: Sequence[Tag],
+        required: Sequence[Digest],
+        condition: Condition | None,
+        at: float,
+    ) -> None:
+        descriptor = manifest.descriptor
+
+        def write(database: sqlite3.Connection) -> None:
+            if condition is not None:
+                condition.check(_points_at(database, repository, tags[0] if tags else descriptor.digest))
+            missing = [digest for digest in dict.fromkeys(required) if not _has_blob(database, repository, digest)]
+            if missing:
+                raise ManifestBlobUnknown(
+                    f"{len(missing)} of the manifest's blobs are not in {repository}: push them first, or set "
+                    "push.missing_blobs: accept",
+                    detail=[{"digest": str(digest)} for digest in missing],
+                )
+            _put_manifest(database, repository, manifest, "INSERT OR IGNORE")
+            database.execute(
+                "INSERT OR REPLACE INTO pushed (repository, digest, media_type, size, artifact_type, annotations,"
+                " subject, pushed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
+                    repository.key,
                     str(descriptor.digest),
                     descriptor.media_type,
                     descriptor.size,
                     descriptor.artifact_type,
+                    json.dumps(descriptor.annotations) if descriptor.annotations else None,
                     str(manifest.subject.digest) if manifest.subject else None,
+                    at,
                 ),
             )
-            database.executemany(
-                "INSERT OR REPLACE INTO child (repository, digest, size) VALUES (?, ?, ?)",
-                [(key, str(child.digest), child.size) for child in manifest.children],
-            )
-            _grant(database, key, descriptor.digest, public)
+            _note_repository(database, repository)
+            for tag in tags:
+                _put_tag(database, _pushed_tag(repository, tag, descriptor, at))
 
-        await self._write(write)
+        await self._database.write(write, durable=True)
 
-    async def put_tag(self, record: TagRecord) -> None:
-        key = record.repository.key
+    async def delete_tag(self, repository: Repository, tag: Tag, *, condition: Condition | None, at: float) -> bool:
+        def write(database: sqlite3.Connection) -> bool:
+            current = _points_at(database, repository, tag)
+            if current is None:
+                return False
+            if condition is not None:
+                condition.check(current)
+            _drop_tag(database, repository, tag, origin="pushed", at=at)
+            _drop_if_empty(database, repository)
+            return True
 
-        def write(database: sqlite3.Connection) -> None:
-            database.execute(
-                "INSERT OR REPLACE INTO tag (repository, tag, digest, media_type, size, origin, checked_at,"
-                " fresh_until, retry_at, trouble, previous) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key,
-                    record.tag,
-                    str(record.digest),
-                    record.media_type,
-                    record.size,
-                    record.origin,
-                    record.checked_at,
-                    record.fresh_until,
-                    record.retry_at,
-                    record.trouble,
-                    str(record.previous) if record.previous else None,
-                ),
-            )
+        return await self._database.write(write, durable=True)
 
-        await self._write(write)
+    async def delete_manifest(
+        self, repository: Repository, digest: Digest, *, condition: Condition | None, at: float
+    ) -> bool:
+        row = (repository.key, str(digest))
 
-    async def forget_tag(self, repository: Repository, tag: Tag) -> None:
-        row = (repository.key, tag)
-        await self._write(lambda db: _do(db, "DELETE FROM tag WHERE repository = ? AND tag = ?", row))
+        def write(database: sqlite3.Connection) -> bool:
+            current = _points_at(database, repository, digest)
+            if current is None:
+                return False
+            if condition is not None:
+                condition.check(current)
+            for (tag,) in database.execute("SELECT tag FROM tag WHERE repository = ? AND digest = ?", row).fetchall():
+                _drop_tag(database, repository, tag, origin="pushed", at=at)
+            database.execute("DELETE FROM pushed WHERE repository = ? AND digest = ?", row)
+            _drop_if_empty(database, repository)
+            return True
 
-    async def note_trouble(self, repository: Repository, tag: Tag, *, retry_at: float, trouble: str) -> None:
-        row = (retry_at, trouble, repository.key, tag)
-        await self._write(
-            lambda db: _do(db, "UPDATE tag SET retry_at = ?, trouble = ? WHERE repository = ? AND tag = ?", row)
-        )
+        return await self._database.write(write, durable=True)
 
-    async def grant(self, repository: Repository, digest: Digest, *, public: bool) -> None:
-        await self._write(lambda db: _grant(db, repository.key, digest, public))
+    async def delete_blob(self, repository: Repository, digest: Digest) -> bool:
+        row = (repository.key, str(digest))
 
-    # ---- one transaction after the other ----
+        def write(database: sqlite3.Connection) -> bool:
+            found = database.execute("DELETE FROM link WHERE repository = ? AND digest = ?", row).rowcount > 0
+            _drop_if_empty(database, repository)
+            return found
 
-    async def _write(self, write: Write) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((write, done))
-        if self._batch is None or self._batch.done():
-            self._batch = asyncio.create_task(self._write_batches(), name="metadata write")
-        await done
+        return await self._database.write(write, durable=True)
 
-    async def _write_batches(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            error = await self._try([write for write, _ in batch])
-            for write, done in batch:
-                failed = error
-                if len(batch) > 1 and error is not None and not isinstance(error, StorageFailed):
-                    failed = await self._try([write])  # one that cannot be done takes no other with it
-                if done.cancelled():
-                    continue
-                if failed is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(failed)
+    async def unused(self, digest: Digest) -> bool:
+        values = (str(digest),)
 
-    async def _try(self, writes: list[Write]) -> Exception | None:
-        """Commit writes together. Returns what went wrong."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, writes)
-        except Exception as error:
-            return error
-        return None
+        def ask(database: sqlite3.Connection) -> bool:
+            for table in ("link", "pushed"):
+                query = f"SELECT 1 FROM {table} WHERE digest = ? AND {_LOCAL}"
+                if database.execute(query, values).fetchone():
+                    return False
+            return True
 
-    def _commit(self, writes: list[Write]) -> None:
-        assert self._writer is not None
-        with _database_errors("writing"):
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                for write in writes:
-                    write(self._writer)
-                self._writer.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._writer.execute("ROLLBACK")
-                raise
-
-    def _one(self, query: str, values: tuple[str, ...]) -> tuple[Any, ...] | None:
-        assert self._reader is not None
-        with _database_errors("reading"):
-            row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
-        return row
+        return await self._database.write(ask)
 
 
-def _do(database: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
-    database.execute(statement, values)
+# ---- inside a transaction ----
 
 
-def _grant(database: sqlite3.Connection, key: str, digest: Digest, public: bool) -> None:
-    _do(database, "INSERT OR IGNORE INTO link (repository, digest) VALUES (?, ?)", (key, str(digest)))
-    if public:
-        _do(database, "INSERT OR IGNORE INTO public (digest) VALUES (?)", (str(digest),))
+def _put_manifest(database: sqlite3.Connection, repository: Repository, manifest: Manifest, insert: str) -> None:
+    """Note what is known of a manifest and its blobs. insert: whether what was known before stays."""
+    descriptor = manifest.descriptor
+    database.execute(
+        f"{insert} INTO manifest (digest, media_type, size, artifact_type, subject) VALUES (?, ?, ?, ?, ?)",
+        (
+            str(descriptor.digest),
+            descriptor.media_type,
+            descriptor.size,
+            descriptor.artifact_type,
+            str(manifest.subject.digest) if manifest.subject else None,
+        ),
+    )
+    database.executemany(
+        "INSERT OR REPLACE INTO child (repository, digest, size) VALUES (?, ?, ?)",
+        [(repository.key, str(child.digest), child.size) for child in manifest.children],
+    )
 
 
-def _open_writer(path: Path, database: str) -> sqlite3.Connection:
-    with _database_errors("opening"):
-        try:
-            path.touch(mode=0o600)  # a newly made file appears with its mode already narrow
-        except OSError as error:
-            raise StorageFailed(f"{path} cannot be used: {error.strerror}; check who owns it") from error
-        connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-        try:
-            _prepare(connection, path, database)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
+def _note_repository(database: sqlite3.Connection, repository: Repository) -> None:
+    database.execute("INSERT OR IGNORE INTO repository (name, key) VALUES (?, ?)", _named(repository))
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, database: str) -> None:
-    """Lay out a new database, or make sure that it is this root's and of a version we know."""
-    _enable_wal(connection)
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute("PRAGMA mmap_size=0")
-    connection.execute("BEGIN IMMEDIATE")
-    found = connection.execute("PRAGMA user_version").fetchone()[0]
-    if found > VERSION:
-        raise StorageFailed(f"{path} was written by a newer version of mirror; run that one, or choose another root")
-    for statement in _SCHEMA.split(";"):
-        if statement.strip():
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('database', ?)", (database,))
-    mine = connection.execute("SELECT value FROM meta WHERE key = 'database'").fetchone()[0]
-    if mine != database:
-        raise StorageFailed(
-            f"{path} belongs to another root (it has id {mine}, the file 'format' beside it says {database}); "
-            "put the database and the root that belong together back in one place"
-        )
-    connection.execute("COMMIT")
-
-
-def _open_reader(path: Path) -> sqlite3.Connection:
-    """Open a read-only connection, to be used on the event loop."""
-    with _database_errors("opening"):
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1, check_same_thread=False
-        )
-        connection.execute("PRAGMA mmap_size=0")
-        connection.execute("SELECT 1 FROM meta").fetchone()  # opens the files, which the first read would otherwise
-    return connection
-
-
-def _enable_wal(connection: sqlite3.Connection) -> None:
-    """Switch to WAL. Several processes doing so at the start of a new database collide: ask again."""
-    for attempt in range(100):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
+def _drop_if_empty(database: sqlite3.Connection, repository: Repository) -> None:
+    """Forget a repository that has nothing any more."""
+    for table in ("tag", "pushed", "link"):
+        if database.execute(f"SELECT 1 FROM {table} WHERE repository = ? LIMIT 1", (repository.key,)).fetchone():
             return
-        except sqlite3.OperationalError:
-            if attempt == 99:
-                raise
-            time.sleep(0.02)  # in the writer's own thread
+    database.execute(f"DELETE FROM repository WHERE {_NAMED}", _named(repository))
+    database.execute("DELETE FROM child WHERE repository = ?", (repository.key,))
 
 
-@contextmanager
-def _database_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise StorageFull("the disk is full: free some space under storage.root") from error
-        raise StorageFailed(f"the metadata failed while {doing}: {error}; see the log") from error
+def _grant(database: sqlite3.Connection, repository: Repository, digest: Digest, public: bool) -> None:
+    text = str(digest)
+    database.execute("INSERT OR IGNORE INTO link (repository, digest) VALUES (?, ?)", (repository.key, text))
+    if public:
+        database.execute("INSERT OR IGNORE INTO public (digest) VALUES (?)", (text,))
+    _note_repository(database, repository)
+
+
+def _has_blob(database: sqlite3.Connection, repository: Repository, digest: Digest) -> bool:
+    row = (repository.key, str(digest))
+    return database.execute("SELECT 1 FROM link WHERE repository = ? AND digest = ?", row).fetchone() is not None
+
+
+def _points_at(database: sqlite3.Connection, repository: Repository, target: Tag | Digest) -> Digest | None:
+    """Return the digest of a tag, or of a pushed manifest when it is here."""
+    if isinstance(target, Digest):
+        query = "SELECT digest FROM pushed WHERE repository = ? AND digest = ?"
+    else:
+        query = "SELECT digest FROM tag WHERE repository = ? AND tag = ?"
+    row = database.execute(query, (repository.key, str(target))).fetchone()
+    return parse_digest(row[0]) if row else None
+
+
+def _pushed_tag(repository: Repository, tag: Tag, descriptor: Descriptor, at: float) -> TagRecord:
+    return TagRecord(
+        repository=repository,
+        tag=tag,
+        digest=descriptor.digest,
+        media_type=descriptor.media_type,
+        size=descriptor.size,
+        origin="pushed",
+        checked_at=at,
+        fresh_until=at,
+    )
+
+
+def _put_tag(database: sqlite3.Connection, record: TagRecord) -> None:
+    """Write what a tag points at, and when that is new its history."""
+    repository = record.repository
+    before = _points_at(database, repository, record.tag)
+    database.execute(
+        "INSERT OR REPLACE INTO tag (repository, tag, digest, media_type, size, origin, checked_at,"
+        " fresh_until, retry_at, trouble, previous) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            repository.key,
+            record.tag,
+            str(record.digest),
+            record.media_type,
+            record.size,
+            record.origin,
+            record.checked_at,
+            record.fresh_until,
+            record.retry_at,
+            record.trouble,
+            str(record.previous) if record.previous else None,
+        ),
+    )
+    if before != record.digest:
+        _note_move(database, repository, record.tag, record.digest, record.origin, record.checked_at)
+        _note_repository(database, repository)
+
+
+def _drop_tag(
+    database: sqlite3.Connection, repository: Repository, tag: Tag, origin: Origin = "pulled", at: float | None = None
+) -> None:
+    if database.execute("DELETE FROM tag WHERE repository = ? AND tag = ?", (repository.key, tag)).rowcount:
+        _note_move(database, repository, tag, None, origin, at)
+
+
+def _note_move(
+    database: sqlite3.Connection,
+    repository: Repository,
+    tag: Tag,
+    digest: Digest | None,
+    origin: Origin,
+    at: float | None,
+) -> None:
+    database.execute(
+        "INSERT INTO history (repository, tag, digest, origin, at) VALUES (?, ?, ?, ?, ?)",
+        (repository.key, tag, str(digest) if digest else None, origin, time.time() if at is None else at),
+    )

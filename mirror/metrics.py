@@ -123,6 +123,7 @@ class Metrics:
         """Labels as for hits."""
         self.served_bytes = self._counter("mirror_served_bytes", "Body bytes sent to clients.", "kind")
         """kind: "manifest" or "blob"."""
+        self.received_bytes = self._counter("mirror_received_bytes", "Body bytes that clients pushed.")
         self.fetched_bytes = self._counter("mirror_fetched_bytes", "Body bytes got from upstreams.", "upstream")
         self.upstream_requests = self._counter(
             "mirror_upstream_requests", "Requests sent to upstreams.", "upstream", "kind", "status"

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from mirror.access.gate import Gate
 from mirror.api.app import Services
 from mirror.api.app import build_app as build_api
 from mirror.config import Config
 from mirror.metadata.sqlite import SqliteMetadata
 from mirror.metrics import Metrics, status_class
 from mirror.oci.errors import StorageFailed
+from mirror.packages.folder import PackageFolder
 from mirror.registry.blobs import BlobService
 from mirror.registry.inflight import Inflight
+from mirror.registry.lists import ListService
 from mirror.registry.manifests import ManifestService
+from mirror.registry.pushes import PushService
 from mirror.registry.tags import TagResolver
+from mirror.registry.uploads import UploadService
 from mirror.store.disk import DiskBlobStore
 from mirror.store.lease import FileLeases
 from mirror.store.residency import Residency
 from mirror.store.root import open_root
 from mirror.store.threads import in_thread
+from mirror.store.uploads import UploadStore
 from mirror.upstream.client import RegistryClient
 from mirror.upstream.router import Router
 from mirror.worker import StartupError, WorkerContext
@@ -38,8 +44,13 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         store = DiskBlobStore(root, residency)
         leases = FileLeases(root.locks, root.secret)
         await in_thread(store.sweep, leases)
+        gate = Gate(config.access, secret=root.secret, listen=config.listen)
+        await gate.start()
     except StorageFailed as error:
         raise StartupError(error.message) from error
+    packages = PackageFolder(config.packages) if config.packages is not None else None
+    if packages is not None:
+        await packages.start()
     counts = _UpstreamCounts(worker.metrics)
     upstreams = {
         name: RegistryClient(name, settings, limits=config.limits, metrics=counts)
@@ -52,6 +63,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         inflight=inflight,
         upstreams=upstreams,
         unverified_ranges={name: settings.unverified_ranges for name, settings in config.upstreams.items()},
+        packages=packages,
     )
     tags = TagResolver(
         leases=leases,
@@ -61,26 +73,55 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         settings={name: settings.tags for name, settings in config.upstreams.items()},
     )
     manifests = ManifestService(
-        store=store, leases=leases, metadata=metadata, blobs=blobs, tags=tags, upstreams=upstreams
+        store=store, leases=leases, metadata=metadata, blobs=blobs, tags=tags, upstreams=upstreams, packages=packages
+    )
+    uploads = UploadService(
+        uploads=UploadStore(root),
+        store=store,
+        leases=leases,
+        metadata=metadata,
+        largest=config.limits.blob,
+        expires=config.push.session_expires,
+    )
+    uploads.start()
+    pushes = PushService(
+        store=store,
+        leases=leases,
+        metadata=metadata,
+        packages=packages,
+        local=config.local,
+        read_only=config.read_only,
+        delete=config.delete,
+        missing_blobs=config.push.missing_blobs,
+        largest=config.limits.manifest,
     )
     app = build_api(
         Services(
-            router=Router(config.upstreams, config.default_upstream, config.local),
+            router=Router(config.upstreams, config.default_upstream, config.local, config.names),
+            gate=gate,
             blobs=blobs,
             manifests=manifests,
+            uploads=uploads,
+            pushes=pushes,
+            lists=ListService(metadata=metadata, manifests=manifests, packages=packages),
             worker=worker,
             send_timeout=config.limits.send_timeout,
+            largest_manifest=config.limits.manifest,
         )
     )
 
     async def close(_: web.Application) -> None:
         """Close from the top down: what uses a part ends before it."""
+        await uploads.close()
         await manifests.close()
         await tags.close()
         await blobs.close()
         await inflight.close()
         for upstream in upstreams.values():
             await upstream.close()
+        if packages is not None:
+            await packages.close()
+        await gate.close()
         await residency.close()
         await metadata.close()
 

@@ -1,12 +1,19 @@
 """The application: one catch-all route, whose path is parsed once into a value.
 
-    endpoint                                  methods     handler
-    end-1   /v2/                              GET HEAD    here
-    end-2   /v2/<name>/blobs/<digest>         GET HEAD    blobs.py
-    end-3   /v2/<name>/manifests/<reference>  GET HEAD    manifests.py
-    end-8   /v2/<name>/tags/list              GET HEAD    manifests.py
-    end-4…  /v2/<name>/blobs/uploads/…        none yet
-            /healthz /readyz /metrics         GET HEAD    operations.py
+    endpoint                                      methods             handler
+    end-1          /v2/                           GET HEAD            here
+    end-2, 10      /v2/<name>/blobs/<digest>      GET HEAD DELETE     blobs.py
+    end-3, 7, 9    /v2/<name>/manifests/<target>  GET HEAD PUT DELETE manifests.py
+    end-4, 11      /v2/<name>/blobs/uploads/      POST                uploads.py
+    end-5, 6 13 14 /v2/<name>/blobs/uploads/<id>  GET PATCH PUT DELETE uploads.py
+    end-8          /v2/<name>/tags/list           GET HEAD            lists.py; of upstreams manifests.py
+    end-12         /v2/<name>/referrers/<digest>  GET HEAD            lists.py
+                   /v2/_catalog                   GET HEAD            lists.py
+                   /v2/[<name>/]_oci/ext/discover GET HEAD            lists.py
+                   /v2/<name>/_mirror/tags/history GET HEAD           lists.py
+                   /v2/_mirror/auth/token         GET POST            access.py
+                   /v2/_mirror/openapi/openapi.json GET HEAD          openapi.py
+                   /healthz /readyz /metrics      GET HEAD            operations.py
 
 ``X`` before ``/v2/…`` or as the first part of the name says which upstream is meant, as do ``ns`` and ``Host``.
 """
@@ -17,17 +24,42 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from mirror.access.gate import Gate
+from mirror.access.identity import Action
+from mirror.api.access import admit, token
 from mirror.api.blobs import get_blob, head_blob
 from mirror.api.errors import respond
 from mirror.api.exchange import Exchange
-from mirror.api.manifests import get_manifest, get_tags, subject
+from mirror.api.incoming import condition_of, expect
+from mirror.api.lists import discover, get_catalog, get_history, get_referrers, get_tags
+from mirror.api.manifests import get_manifest, get_upstream_tags, put_manifest, subject
+from mirror.api.openapi import get_openapi
 from mirror.api.operations import operate
-from mirror.api.paths import BlobPath, ManifestPath, OperationPath, Root, TagsPath, UploadsPath, parse_path
+from mirror.api.paths import (
+    BlobPath,
+    DiscoverPath,
+    HistoryPath,
+    ManifestPath,
+    Named,
+    OperationPath,
+    Path,
+    ReferrersPath,
+    RegistryPath,
+    Root,
+    SessionPath,
+    TagsPath,
+    UploadsPath,
+    parse_path,
+)
+from mirror.api.uploads import delete_upload, get_upload, patch_upload, post_upload, put_upload
 from mirror.metrics import method_class
-from mirror.oci.errors import RegistryError
-from mirror.oci.names import Reference, Repository, parse_digest, parse_target
+from mirror.oci.errors import NameUnknown, PathUnknown, RegistryError
+from mirror.oci.names import Digest, Reference, Repository, Tag, parse_digest, parse_name, parse_tag, parse_target
 from mirror.registry.blobs import BlobService
+from mirror.registry.lists import ListService
 from mirror.registry.manifests import ManifestService
+from mirror.registry.pushes import PushService
+from mirror.registry.uploads import UploadService
 from mirror.upstream.router import Router
 from mirror.worker import WorkerContext
 
@@ -37,20 +69,29 @@ UNLOGGED = ("healthz", "readyz", "metrics")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the endpoints use. send_timeout: seconds within which a client has to take something."""
+    """What the endpoints use. send_timeout: seconds within which a client has to take something.
+
+    largest_manifest: bytes.
+    """
 
     router: Router
+    gate: Gate
     blobs: BlobService
     manifests: ManifestService
+    uploads: UploadService
+    pushes: PushService
+    lists: ListService
     worker: WorkerContext
     send_timeout: float
+    largest_manifest: int
 
 
 def build_app(services: Services) -> web.Application:
     """Return the application."""
     app = web.Application()
     api = _Api(services)
-    app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)  # a dot would leave out line ends, sent as %0A
+    # a dot would leave out line ends, sent as %0A
+    app.router.add_route("*", r"/{path:[\s\S]*}", api.handle, expect_handler=expect)
     return app
 
 
@@ -81,42 +122,145 @@ class _Api:
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
         path = parse_path(request.rel_url.raw_path)
-        exchange.endpoint = _ENDPOINTS[type(path)] if not isinstance(path, OperationPath) else path.operation
+        exchange.endpoint = _endpoint(path)
         exchange.ns = (request.query.get("ns") or None) if request.query_string else None
-        allowed = () if isinstance(path, UploadsPath) else READS
+        allowed = _allowed(path)
         if request.method not in allowed:
             raise web.HTTPMethodNotAllowed(request.method, allowed)
         match path:
-            case Root():
-                if path.prefix is not None or exchange.ns is not None:  # a registry we do not know has no API here
-                    self._services.router.route(ns=exchange.ns, host=None, prefix=path.prefix, name="any")
-                return web.json_response({})
-            case ManifestPath():
-                repository = self._route(exchange, path.prefix, path.name)
-                reference = Reference(repository, parse_target(path.reference))
-                exchange.kind, exchange.reference = subject(reference)
-                return await get_manifest(exchange, self._services.manifests, reference)
-            case BlobPath():
-                repository = self._route(exchange, path.prefix, path.name)
-                digest = parse_digest(path.digest)
-                exchange.kind, exchange.digest = "blob", path.digest
-                if request.method == "HEAD":
-                    return await head_blob(exchange, self._services.blobs, repository, digest)
-                return await get_blob(exchange, self._services.blobs, repository, digest, self._services.send_timeout)
-            case TagsPath():
-                repository = self._route(exchange, path.prefix, path.name)
-                return await get_tags(exchange, self._services.manifests, repository, path.name)
             case OperationPath():
                 return await operate(path.operation, self._worker)
-            case UploadsPath():
-                raise AssertionError("no method is allowed there")
+            case Root():
+                await admit(request, self._services.gate, Action.LOGIN, None)
+                self._check_registry(exchange, path.prefix)
+                return web.json_response({})
+            case RegistryPath():
+                return await self._of_registry(exchange, path)
+        exchange.name = path.name
+        if request.method in READS and not isinstance(path, SessionPath):
+            await admit(request, self._services.gate, Action.PULL, f"repository:{path.name}:pull")
+            return await self._read(exchange, path, self._route(exchange, path))
+        if request.method == "DELETE" and not isinstance(path, SessionPath):
+            return await self._delete(exchange, path)
+        return await self._push(exchange, path)
 
-    def _route(self, exchange: Exchange, prefix: str | None, name: str) -> Repository:
+    async def _of_registry(self, exchange: Exchange, path: RegistryPath) -> web.StreamResponse:
+        """Answer what is asked of the registry as a whole."""
+        request, gate = exchange.request, self._services.gate
+        if path.what == "token":
+            return await token(request, gate)
+        await admit(request, gate, Action.PULL, "registry:catalog:*" if path.what == "catalog" else None)
+        self._check_registry(exchange, path.prefix)
+        match path.what:
+            case "catalog":
+                return await get_catalog(exchange, self._services.lists)
+            case "discover":
+                return discover()
+            case "openapi":
+                return get_openapi()
+
+    async def _read(self, exchange: Exchange, path: Named, repository: Repository) -> web.StreamResponse:
+        """Answer GET and HEAD of what a repository has."""
+        services, method = self._services, exchange.request.method
+        match path:
+            case ManifestPath():
+                reference = Reference(repository, parse_target(path.reference))
+                exchange.kind, exchange.reference = subject(reference)
+                return await get_manifest(exchange, services.manifests, reference)
+            case BlobPath():
+                digest = parse_digest(path.digest)
+                exchange.kind, exchange.digest = "blob", path.digest
+                if method == "HEAD":
+                    return await head_blob(exchange, services.blobs, repository, digest)
+                return await get_blob(exchange, services.blobs, repository, digest, services.send_timeout)
+            case TagsPath():
+                if repository.source is not None:
+                    return await get_upstream_tags(exchange, services.manifests, repository)
+                return await get_tags(exchange, services.lists, repository)
+            case ReferrersPath():
+                digest = parse_digest(path.digest)
+                if repository.source is not None:
+                    raise PathUnknown(f"referrers of {repository} are not listed here; ask for their tag")
+                return await get_referrers(exchange, services.lists, repository, digest)
+            case HistoryPath():
+                return await get_history(exchange, services.lists, repository)
+            case DiscoverPath():
+                return discover()
+            case UploadsPath() | SessionPath():
+                raise AssertionError("not read here")
+
+    async def _push(self, exchange: Exchange, path: Named) -> web.StreamResponse:
+        """Answer what adds something to a repository, and the sessions that do."""
+        request, services = exchange.request, self._services
+        parse_name(path.name)
+        await admit(request, services.gate, Action.PUSH, f"repository:{path.name}:pull,push")
+        try:
+            repository: Repository | None = self._route(exchange, path)
+        except NameUnknown:
+            repository = None
+        services.pushes.check_writable(repository, path.name)
+        assert repository is not None, "checked just now"
+        match path:
+            case ManifestPath():
+                reference = Reference(repository, _target(path.reference))
+                exchange.reference = path.reference
+                return await put_manifest(exchange, services.pushes, reference, services.largest_manifest)
+            case UploadsPath():
+                source = self._source(exchange)
+                return await post_upload(exchange, services.uploads, services.pushes, repository, source)
+            case SessionPath():
+                match request.method:
+                    case "PATCH":
+                        return await patch_upload(exchange, services.uploads, repository, path.session)
+                    case "PUT":
+                        return await put_upload(exchange, services.uploads, repository, path.session)
+                    case "DELETE":
+                        return await delete_upload(exchange, services.uploads, repository, path.session)
+                    case _:
+                        return get_upload(exchange, services.uploads, repository, path.session)
+            case _:
+                raise AssertionError("nothing is pushed there")
+
+    async def _delete(self, exchange: Exchange, path: Named) -> web.StreamResponse:
+        """Delete what was pushed, purge what was pulled through (end-9, end-10)."""
+        services = self._services
+        repository = self._route(exchange, path)
+        action = Action.DELETE if repository.source is None else Action.PURGE
+        await admit(exchange.request, services.gate, action, f"repository:{path.name}:delete")
+        services.pushes.check_deletable(repository)
+        match path:
+            case ManifestPath():
+                exchange.reference = path.reference
+                target = parse_target(path.reference)
+                await services.pushes.delete_manifest(repository, target, condition_of(exchange.request))
+            case BlobPath():
+                exchange.digest = path.digest
+                await services.pushes.delete_blob(repository, parse_digest(path.digest))
+            case _:
+                raise AssertionError("nothing is deleted there")
+        return web.Response(status=202)
+
+    def _route(self, exchange: Exchange, path: Named) -> Repository:
         host = exchange.request.headers.get("Host")
-        repository = self._services.router.route(ns=exchange.ns, host=host, prefix=prefix, name=name)
+        repository = self._services.router.route(ns=exchange.ns, host=host, prefix=path.prefix, name=path.name)
         exchange.repository = str(repository)
         exchange.upstream = repository.source or "local"
         return repository
+
+    def _source(self, exchange: Exchange) -> Repository | None:
+        """Return the repository a blob is to be mounted from; None when there is none such."""
+        name = exchange.request.query.get("from")
+        if not name:
+            return None
+        try:
+            return self._services.router.route(ns=None, host=None, prefix=None, name=name)
+        except RegistryError:
+            return None
+
+    def _check_registry(self, exchange: Exchange, prefix: str | None) -> None:
+        """Make sure that the registry that is asked for is one we know: of another there is nothing to say."""
+        if prefix is not None or exchange.ns is not None:
+            self._services.router.route(ns=exchange.ns, host=None, prefix=prefix, name="any")
 
     def _count(self, exchange: Exchange, status: int) -> None:
         metrics = self._metrics
@@ -126,8 +270,29 @@ class _Api:
             counted.labels(exchange.kind, exchange.upstream).inc()
         if exchange.sent:
             metrics.served_bytes.labels("blob" if exchange.kind == "blob" else "manifest").inc(exchange.sent)
+        if exchange.received:
+            metrics.received_bytes.labels().inc(exchange.received)
         if exchange.endpoint not in UNLOGGED:
             self._worker.access_log.write(exchange.line(status))
+
+
+def _target(text: str) -> Tag | Digest:
+    """Read the reference of a manifest to write. Raises: DigestInvalid, ManifestInvalid (400)."""
+    return parse_digest(text) if ":" in text else parse_tag(text)
+
+
+def _endpoint(path: Path) -> str:
+    """Return the name of an endpoint, for the counts."""
+    if isinstance(path, OperationPath):
+        return path.operation
+    return path.what if isinstance(path, RegistryPath) else _ENDPOINTS[type(path)]
+
+
+def _allowed(path: Path) -> tuple[str, ...]:
+    """Return the methods a path answers."""
+    if isinstance(path, RegistryPath) and path.what == "token":
+        return ("GET", "POST")
+    return _METHODS.get(type(path), READS)
 
 
 _ENDPOINTS: dict[type, str] = {
@@ -136,4 +301,14 @@ _ENDPOINTS: dict[type, str] = {
     BlobPath: "blobs",
     TagsPath: "tags",
     UploadsPath: "uploads",
+    SessionPath: "uploads",
+    ReferrersPath: "referrers",
+    HistoryPath: "history",
+    DiscoverPath: "discover",
+}
+_METHODS: dict[type, tuple[str, ...]] = {
+    ManifestPath: (*READS, "PUT", "DELETE"),
+    BlobPath: (*READS, "DELETE"),
+    UploadsPath: ("POST",),
+    SessionPath: (*READS, "PATCH", "PUT", "DELETE"),
 }

@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, web
 
 from mirror.api.exchange import Exchange, cache_status
 from mirror.api.sending import Sender, end_now, end_short, end_wrong
-from mirror.oci.errors import RegistryError, UpstreamInvalid
+from mirror.oci.errors import ContentChanged, RegistryError, UpstreamInvalid
 from mirror.oci.names import Digest, Repository
 from mirror.oci.ranges import ByteRange, ContentRange, parse_range
 from mirror.registry.blobs import BlobService
@@ -161,7 +161,7 @@ async def _stream(
             exchange.failure = type(error).__name__
             log.exception("sending %s failed", exchange.digest)
         framed = response.chunked or response.content_length is not None
-        (end_wrong if isinstance(error, UpstreamInvalid) or not framed else end_short)(request)
+        (end_wrong if isinstance(error, UpstreamInvalid | ContentChanged) or not framed else end_short)(request)
     finally:
         sender.close()
         exchange.sent = sender.sent

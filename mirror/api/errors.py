@@ -8,11 +8,14 @@ import logging
 from aiohttp import web
 
 from mirror.oci.errors import (
+    Busy,
+    ChunkOutOfOrder,
     ErrorCode,
     RangeUnsatisfiable,
     RegistryError,
     ShuttingDown,
     StorageFailed,
+    Unauthorized,
     UpstreamError,
     UpstreamRateLimited,
 )
@@ -42,13 +45,17 @@ def respond(error: Exception) -> web.Response:
             log.error("the request failed", exc_info=error)
             status, code, message, detail = 500, ErrorCode.UNAVAILABLE, "an error of this server; see its log", None
     match error:
-        case UpstreamRateLimited() | ShuttingDown():
+        case UpstreamRateLimited() | ShuttingDown() | Busy():
             headers["Retry-After"] = str(getattr(error, "retry_after", None) or RETRY_AFTER)
         case UpstreamError(retry_after=int(seconds)):
             headers["Retry-After"] = str(seconds)
+        case ChunkOutOfOrder():
+            headers |= error.headers
         case RangeUnsatisfiable(size=size):
             headers["Content-Range"] = f"bytes */{size}"
             headers["Accept-Ranges"] = "bytes"
+        case Unauthorized(challenge=str(challenge)):
+            headers["WWW-Authenticate"] = challenge
     entry: dict[str, object] = {"code": code, "message": message}
     if detail is not None:
         entry["detail"] = detail

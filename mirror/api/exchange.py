@@ -21,6 +21,7 @@ class Exchange:
     """What is noted of a request while it is answered.
 
     request_id: the client's X-Request-Id if it is one, else ours. upstream: of the repository, "local" for none.
+    name: of the repository, as the client says it. sent, received: bytes of bodies.
     kind: "manifest", "tag", "blob" for the cache counts. cache: the value of Cache-Status (RFC 9211).
     """
 
@@ -36,6 +37,8 @@ class Exchange:
     hit: bool | None = None
     ns: str | None = None
     sent: int = 0
+    received: int = 0
+    name: str = ""
     failure: str | None = None
     request_id: str = ""
 
@@ -74,6 +77,8 @@ class Exchange:
             "bytes": self.sent,
             "ms": round((time.monotonic() - self.started) * 1000, 1),
         }
+        if self.received:
+            fields["received"] = self.received
         for name in ("upstream", "repository", "reference", "digest", "cache", "failure"):
             value = getattr(self, name)
             if value is not None:

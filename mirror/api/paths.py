@@ -2,6 +2,7 @@
 
 Paths are read from the right, as a repository name may hold any word: ``/v2/tags/list/tags/list`` lists the tags
 of ``tags/list``. ``/X/v2/…`` is ``/v2/…`` with a prefix, which clients make of a mirror's address with a path.
+Words that begin with an underscore are no part of any name: they are extensions.
 """
 
 from __future__ import annotations
@@ -41,8 +42,58 @@ class BlobPath:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadsPath:
+    """``/v2/<name>/blobs/uploads/`` (end-4, end-11)."""
+
+    prefix: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPath:
+    """``/v2/<name>/blobs/uploads/<session>`` (end-5, end-6, end-13, end-14)."""
+
+    prefix: str | None
+    name: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class TagsPath:
     """``/v2/<name>/tags/list`` (end-8)."""
+
+    prefix: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersPath:
+    """``/v2/<name>/referrers/<digest>`` (end-12)."""
+
+    prefix: str | None
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPath:
+    """``/v2/<name>/_mirror/tags/history``."""
+
+    prefix: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryPath:
+    """What is of no repository: ``/v2/_catalog``, and extensions (``/v2/_<extension>/<component>/<module>``)."""
+
+    prefix: str | None
+    what: Literal["catalog", "discover", "openapi", "token"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverPath:
+    """``/v2/<name>/_oci/ext/discover``."""
 
     prefix: str | None
     name: str
@@ -55,15 +106,16 @@ class OperationPath:
     operation: Literal["healthz", "readyz", "metrics"]
 
 
-@dataclass(frozen=True, slots=True)
-class UploadsPath:
-    """``/v2/<name>/blobs/uploads/`` and ``/v2/<name>/blobs/uploads/<session>`` (end-4 to end-6, end-11 to end-14)."""
+Named = ManifestPath | BlobPath | UploadsPath | SessionPath | TagsPath | ReferrersPath | HistoryPath | DiscoverPath
+"""Paths of a repository."""
+Path = Named | Root | RegistryPath | OperationPath
 
-    prefix: str | None
-    name: str
-
-
-Path = Root | ManifestPath | BlobPath | TagsPath | UploadsPath | OperationPath
+_REGISTRY: dict[tuple[str, ...], Literal["catalog", "discover", "openapi", "token"]] = {
+    ("_catalog",): "catalog",
+    ("_oci", "ext", "discover"): "discover",
+    ("_mirror", "openapi", "openapi.json"): "openapi",
+    ("_mirror", "auth", "token"): "token",
+}
 
 
 def parse_path(raw: str) -> Path:
@@ -85,18 +137,26 @@ def parse_path(raw: str) -> Path:
     rest = parts[1:]
     if rest in ([], [""]):
         return Root(prefix)
-    if len(rest) >= 2:
-        *name, kind, last = rest
-        if kind == "manifests":
-            return ManifestPath(prefix, _name(name), last)
-        if (kind, last) == ("tags", "list"):
+    what = _REGISTRY.get(tuple(rest))
+    if what is not None:
+        return RegistryPath(prefix, what)
+    match rest:
+        case [*name, "manifests", reference]:
+            return ManifestPath(prefix, _name(name), reference)
+        case [*name, "tags", "list"]:
             return TagsPath(prefix, _name(name))
-        if (kind, last) == ("blobs", "uploads"):
+        case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
             return UploadsPath(prefix, _name(name))
-        if kind == "blobs":
-            return BlobPath(prefix, _name(name), last)
-        if kind == "uploads" and name and name[-1] == "blobs":
-            return UploadsPath(prefix, _name(name[:-1]))
+        case [*name, "blobs", "uploads", session]:
+            return SessionPath(prefix, _name(name), session)
+        case [*name, "blobs", digest]:
+            return BlobPath(prefix, _name(name), digest)
+        case [*name, "referrers", digest]:
+            return ReferrersPath(prefix, _name(name), digest)
+        case [*name, "_mirror", "tags", "history"]:
+            return HistoryPath(prefix, _name(name))
+        case [*name, "_oci", "ext", "discover"]:
+            return DiscoverPath(prefix, _name(name))
     raise PathUnknown(f"there is no endpoint at {raw[:200]}")
 
 

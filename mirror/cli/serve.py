@@ -44,6 +44,12 @@ DEFAULT_PORT = 5000
     metavar="N",
     help='Number of worker processes, or "auto": one for each CPU the service may use. [default: auto]',
 )
+@click.option(
+    "--packages",
+    metavar="DIR",
+    help="Folder of images to serve as they are, under local/: OCI layouts, and archives by docker save.",
+)
+@click.option("--read-only", is_flag=True, help="Refuse everything that writes.")
 def serve(
     config_file: Path | None,
     host: str | None,
@@ -51,6 +57,8 @@ def serve(
     listen: tuple[str, ...],
     root: str | None,
     workers: str | None,
+    packages: str | None,
+    read_only: bool,
 ) -> None:
     """Run the mirror until it is stopped (Ctrl-C, SIGTERM).
 
@@ -73,6 +81,8 @@ def serve(
         "listen": _addresses(host, port, listen),
         "storage.root": root,
         "workers": int(workers) if workers and workers.isdecimal() else workers,
+        "packages": packages,
+        "read_only": read_only or None,  # not given: what the file says
     }
     try:
         config = load_config(config_file, overrides)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from mirror.metadata.base import MetadataStore
 from mirror.oci.errors import BlobUnknown, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
 from mirror.oci.names import Digest, Repository
+from mirror.packages.base import Packages
 from mirror.registry.body import Body, StoredBody
 from mirror.registry.inflight import Inflight
 from mirror.registry.origin import Origin
+from mirror.registry.packaged import PackagedBody
 from mirror.registry.sharing import HEADERS_WITHIN, Shared
 from mirror.registry.view import DownloadBody, Gone, Stored
 from mirror.registry.windows import RangedDownload, Windows
@@ -54,7 +56,9 @@ class BlobService:
         inflight: Inflight,
         upstreams: Mapping[str, Upstream],
         unverified_ranges: Mapping[str, bool],
+        packages: Packages | None = None,
     ) -> None:
+        self._packages = packages
         self._store = store
         self._metadata = metadata
         self._inflight = inflight
@@ -78,6 +82,11 @@ class BlobService:
             ) from None
 
     async def _open(self, repository: Repository, digest: Digest) -> BlobAnswer:
+        if self._packages is not None and self._packaged(repository):
+            packaged = await self._packages.open(repository.name, digest)
+            if packaged is None:
+                raise _unknown(repository, digest)
+            return BlobAnswer(body=PackagedBody(packaged), hit=True)
         for _ in range(8):
             blob = self._store.open(digest)
             if blob is not None:
@@ -114,6 +123,11 @@ class BlobService:
 
         Raises: as ``open``.
         """
+        if self._packages is not None and self._packaged(repository):
+            size = self._packages.size(repository.name, digest)
+            if size is None:
+                raise _unknown(repository, digest)
+            return BlobStat(size=size, hit=True)
         size = self._store.stat(digest)
         if size is not None:
             await self._confirm(repository, digest, size)
@@ -195,5 +209,12 @@ class BlobService:
     def _upstream(self, repository: Repository, digest: Digest) -> Upstream:
         upstream = self._upstreams.get(repository.source or "")
         if upstream is None:
-            raise BlobUnknown(f"{repository} has no blob {digest}", detail={"digest": str(digest)})
+            raise _unknown(repository, digest)
         return upstream
+
+    def _packaged(self, repository: Repository) -> bool:
+        return repository.source is None and self._packages is not None and self._packages.owns(repository.name)
+
+
+def _unknown(repository: Repository, digest: Digest) -> BlobUnknown:
+    return BlobUnknown(f"{repository} has no blob {digest}", detail={"digest": str(digest)})

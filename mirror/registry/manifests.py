@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,12 +24,14 @@ from mirror.oci.errors import (
     ManifestUnknown,
     NameUnknown,
     RegistryError,
+    StorageFailed,
     UpstreamError,
     UpstreamInvalid,
     UpstreamTimeout,
 )
-from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, parse_manifest
+from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, parse_manifest, parse_pushed
 from mirror.oci.names import Digest, Reference, Repository, Tag, digest_of
+from mirror.packages.base import Packages
 from mirror.registry.blobs import BlobService
 from mirror.registry.sharing import HEADERS_WITHIN, Shared, wait_for_lease
 from mirror.registry.tags import TagAnswer, TagResolver
@@ -79,14 +81,18 @@ class ManifestService:
         blobs: BlobService,
         tags: TagResolver,
         upstreams: Mapping[str, Upstream],
+        packages: Packages | None = None,
     ) -> None:
+        self._packages = packages
         self._store = store
         self._leases = leases
         self._metadata = metadata
         self._blobs = blobs
         self._tags = tags
         self._upstreams = upstreams
-        self._memory: LRUCache[Digest, Manifest] = LRUCache(MEMORY, getsizeof=lambda manifest: len(manifest.raw) + 1024)
+        self._memory: LRUCache[Digest | tuple[Digest, str], Manifest] = LRUCache(
+            MEMORY, getsizeof=lambda manifest: len(manifest.raw) + 1024
+        )
         self._touched: TTLCache[Digest, bool] = TTLCache(65536, TOUCH_EVERY)
         self._shared = Shared()
         self._confirming = asyncio.Semaphore(CONFIRM_AT_ONCE)
@@ -99,6 +105,8 @@ class ManifestService:
         image is, and its upstream fails. Within 20 s, whatever the upstream does.
         """
         repository, target = reference.repository, reference.target
+        if repository.source is None and self._packages is not None and self._packages.owns(repository.name):
+            return self._packaged(self._packages, repository, target)
         try:
             async with asyncio.timeout(HEADERS_WITHIN):
                 if isinstance(target, Digest):
@@ -125,6 +133,20 @@ class ManifestService:
     async def close(self) -> None:
         await self._shared.close()
 
+    def _packaged(self, packages: Packages, repository: Repository, target: Tag | Digest) -> ManifestAnswer:
+        """Return a manifest of the packages folder."""
+        if isinstance(target, Digest):
+            digest = target
+        else:
+            descriptor = packages.tag(repository.name, target)
+            if descriptor is None:
+                raise ManifestUnknown(f"{repository} has no tag {target}", detail={"tag": target})
+            digest = descriptor.digest
+        manifest = packages.manifest(repository.name, digest)
+        if manifest is None:
+            raise ManifestUnknown(f"{repository} has no manifest {digest}", detail={"reference": str(digest)})
+        return ManifestAnswer(descriptor=manifest.descriptor, manifest=manifest, hit=True)
+
     # ---- by tag ----
 
     async def _get_by_tag(self, repository: Repository, tag: Tag, *, body: bool) -> ManifestAnswer:
@@ -132,7 +154,7 @@ class ManifestService:
         record = found.record
         if body or not is_manifest_type(record.media_type):
             return await self._tagged(record, found)
-        if record.digest not in self._touched:
+        if repository.source is not None and record.digest not in self._touched:
             manifest = await self._local(record.digest)
             if manifest is not None:
                 self._touch(manifest)
@@ -177,7 +199,7 @@ class ManifestService:
     # ---- by digest ----
 
     async def _get_by_digest(self, repository: Repository, digest: Digest, *, body: bool) -> ManifestAnswer:
-        if not body and await self._local(digest) is None:
+        if not body and repository.source is not None and await self._local(digest) is None:
             descriptor = await self._shared.once(("head", repository, digest), lambda: self._head(repository, digest))
             if descriptor is not None:
                 return ManifestAnswer(descriptor=descriptor, manifest=None, hit=False)
@@ -194,15 +216,45 @@ class ManifestService:
 
     async def _readable(self, repository: Repository, digest: Digest) -> Manifest | None:
         """Return a manifest that is here and that the repository may read."""
+        if repository.source is None:
+            return await self._pushed(repository, digest)
         return await self._local(digest) if self._metadata.may_read(repository, digest) else None
 
     async def _local(self, digest: Digest) -> Manifest | None:
         """Return a manifest that is here, whoever may read it."""
         found = self._memory.get(digest)
         if found is not None:
-            return found
+            return found if self._store.stat(digest) is not None else None  # another process may have purged it
         media_type = self._metadata.media_type(digest)
-        blob = self._store.open(digest) if media_type is not None else None
+        raw = await self._stored(digest) if media_type is not None else None
+        if raw is None:
+            return None
+        try:
+            return self._remember(digest, await _read(raw, media_type, digest))
+        except (_WrongDigest, ManifestInvalid) as error:
+            log.error("the stored manifest %s is damaged on disk: %s; fetching it anew", digest, error)
+            return None
+
+    async def _pushed(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Return a manifest that was pushed to one of our own repositories, as what it was pushed."""
+        media_type = self._metadata.holds(repository, digest)
+        if media_type is None:
+            return None
+        found = self._memory.get((digest, media_type))
+        if found is not None:
+            return found
+        raw = await self._stored(digest)
+        try:
+            if raw is None:
+                raise _WrongDigest("it is not there, or cannot be read")
+            manifest = await _read(raw, media_type, digest, parse_pushed)
+        except (_WrongDigest, ManifestInvalid) as error:
+            raise StorageFailed(f"the manifest {digest} of {repository} is damaged on disk: {error}") from error
+        return self._remember((digest, media_type), manifest)
+
+    async def _stored(self, digest: Digest) -> bytes | None:
+        """Return the bytes a digest has on disk; None when it has none that can be read."""
+        blob = self._store.open(digest)
         if blob is None:
             return None
         try:
@@ -211,9 +263,9 @@ class ManifestService:
                 done = 0
                 while done < len(view) and (count := await read_at(blob.fd, view[done:], done)):
                     done += count
-            return self._remember(await _read(bytes(raw), media_type, digest))
-        except (OSError, _WrongDigest, ManifestInvalid) as error:
-            log.error("the stored manifest %s is damaged on disk: %s; fetching it anew", digest, error)
+            return bytes(raw)
+        except OSError as error:
+            log.error("%s cannot be read: %s", digest, error)
             return None
         finally:
             blob.close()
@@ -288,7 +340,7 @@ class ManifestService:
         await self._store_verified(manifest)
         await self._metadata.put_manifest(repository, manifest, public=fetched.anonymous)
         self._confirm_children(repository, manifest)
-        return self._remember(manifest)
+        return self._remember(digest, manifest)
 
     async def _store_verified(self, manifest: Manifest) -> None:
         """Store a manifest that is not here.
@@ -311,9 +363,9 @@ class ManifestService:
         finally:
             lease.release()
 
-    def _remember(self, manifest: Manifest) -> Manifest:
+    def _remember(self, key: Digest | tuple[Digest, str], manifest: Manifest) -> Manifest:
         if len(manifest.raw) + 1024 <= MEMORY // 8:
-            self._memory[manifest.descriptor.digest] = manifest
+            self._memory[key] = manifest
         return manifest
 
     # ---- what a manifest names ----
@@ -391,18 +443,21 @@ class _WrongDigest(Exception):
     """The bytes are not those of the digest."""
 
 
-async def _read(raw: bytes, content_type: str | None, digest: Digest) -> Manifest:
+Parse = Callable[..., Manifest]
+
+
+async def _read(raw: bytes, content_type: str | None, digest: Digest, parse: Parse = parse_manifest) -> Manifest:
     """Check bytes against their digest and parse them: long ones in a thread. Raises: _WrongDigest, ManifestInvalid."""
     if len(raw) <= READ_INLINE:
-        return _read_now(raw, content_type, digest)
-    return await in_thread(_read_now, raw, content_type, digest)
+        return _read_now(raw, content_type, digest, parse)
+    return await in_thread(_read_now, raw, content_type, digest, parse)
 
 
-def _read_now(raw: bytes, content_type: str | None, digest: Digest) -> Manifest:
+def _read_now(raw: bytes, content_type: str | None, digest: Digest, parse: Parse) -> Manifest:
     actual = digest_of(raw, digest.algorithm)
     if actual != digest:
         raise _WrongDigest(f"its {len(raw)} bytes are those of {actual}")
-    return parse_manifest(raw, content_type=content_type, digest=digest)
+    return parse(raw, content_type=content_type, digest=digest)
 
 
 def _broken_promise(record: TagRecord, error: RegistryError) -> UpstreamInvalid:

@@ -41,6 +41,14 @@ class Leases(Protocol):
         ...
 
 
+def kept_lease(digest: Digest) -> str:
+    """Return the key of the lease for changes of a digest's kept name.
+
+    Another than that of its download, which may take for ever: a push of the same content need not wait for it.
+    """
+    return f"kept {digest}"
+
+
 class BlobStore(Protocol):
     """Verified content by digest. The calls that are not ``async`` are a few system calls on local files."""
 
@@ -57,6 +65,28 @@ class BlobStore(Protocol):
 
         Raises: StorageFull, StorageFailed.
         """
+        ...
+
+    async def keep(self, digest: Digest, data: bytes) -> bool:
+        """Store verified bytes under their kept name, durably. The caller holds the lease of that name.
+
+        Returns False when they were there already. Raises: StorageFull, StorageFailed.
+        """
+        ...
+
+    async def pin(self, digest: Digest) -> bool:
+        """Give cached content its kept name as well. The caller holds the lease of the kept name.
+
+        Returns whether it has that name now; it has not when the content is not here.
+        """
+        ...
+
+    async def unkeep(self, digest: Digest) -> None:
+        """Take the kept name away. The caller holds its lease and knows that nobody needs it."""
+        ...
+
+    async def evict(self, digest: Digest) -> None:
+        """Take the cached name away. The caller holds the digest's lease."""
         ...
 
     async def admit(self, digest: Digest, size: int) -> None:

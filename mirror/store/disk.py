@@ -10,7 +10,7 @@ import os
 import secrets
 
 from mirror.oci.names import ALGORITHMS, Digest
-from mirror.store.base import Leases, OpenBlob
+from mirror.store.base import Leases, OpenBlob, kept_lease
 from mirror.store.failures import disk_errors
 from mirror.store.files import sync_folder, unlink_quietly, write_all
 from mirror.store.ingest import Ingest
@@ -18,6 +18,9 @@ from mirror.store.residency import Residency
 from mirror.store.root import Root
 from mirror.store.state import StateReader
 from mirror.store.threads import in_thread
+
+KEPT = ".kept"
+"""Ending of the file that content gets its kept name from."""
 
 
 class DiskBlobStore:
@@ -53,6 +56,19 @@ class DiskBlobStore:
         await self._residency.admit(digest, len(data))
         await in_thread(self._put, digest, data)
 
+    async def keep(self, digest: Digest, data: bytes) -> bool:
+        return await in_thread(self._keep, digest, data)
+
+    async def pin(self, digest: Digest) -> bool:
+        return await in_thread(self._pin, digest)
+
+    async def unkeep(self, digest: Digest) -> None:
+        await in_thread(self._unlink, self.root.kept(digest))
+
+    async def evict(self, digest: Digest) -> None:
+        await in_thread(self._unlink, self.root.cached(digest))
+        await self._residency.drop(digest)
+
     async def admit(self, digest: Digest, size: int) -> None:
         await self._residency.admit(digest, size)
 
@@ -69,7 +85,14 @@ class DiskBlobStore:
 
     def _sweep(self, leases: Leases) -> None:
         for algorithm in ALGORITHMS:
-            names = os.listdir(f"{self.root.path}/ingest/{algorithm}")
+            folder = f"{self.root.path}/ingest/{algorithm}"
+            names = os.listdir(folder)
+            for name in names:
+                if name.endswith(KEPT):  # a manifest that was being stored
+                    lease = leases.try_acquire(kept_lease(Digest(algorithm, name.removesuffix(KEPT))))
+                    if lease is not None:
+                        unlink_quietly(f"{folder}/{name}")
+                        lease.release()
             for encoded in {name.partition(".")[0] for name in names}:
                 digest = Digest(algorithm, encoded)
                 lease = leases.try_acquire(str(digest))
@@ -115,9 +138,35 @@ class DiskBlobStore:
         return fd
 
     def _put(self, digest: Digest, data: bytes) -> None:
-        final = self.root.cached(digest)
         # The caller holds the lease, so one name is enough; what a kill leaves there is overwritten next time.
-        path = self.root.part(digest, 0)
+        self._write(digest, data, self.root.part(digest, 0), self.root.cached(digest))
+
+    def _keep(self, digest: Digest, data: bytes) -> bool:
+        final = self.root.kept(digest)
+        with disk_errors(f"looking for {digest}"):
+            if os.path.exists(final) and os.stat(final).st_size == len(data):
+                sync_folder(os.path.dirname(final))  # who made it may not have come that far
+                return False
+        self._write(digest, data, f"{self.root.path}/ingest/{digest.algorithm}/{digest.encoded}{KEPT}", final)
+        return True
+
+    def _pin(self, digest: Digest) -> bool:
+        final = self.root.kept(digest)
+        with disk_errors(f"storing {digest}"):
+            try:
+                os.link(self.root.cached(digest), final)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                return os.path.exists(final)
+            sync_folder(os.path.dirname(final))
+        return True
+
+    def _unlink(self, path: str) -> None:
+        with disk_errors("deleting a file"):
+            unlink_quietly(path)
+
+    def _write(self, digest: Digest, data: bytes, path: str, final: str) -> None:
         try:
             with disk_errors(f"storing {digest}"):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -96,6 +96,14 @@ class Residency:
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise StorageFailed(f"the index of what is kept cannot be written: {error}; see the log") from error
 
+    async def drop(self, digest: Digest) -> None:
+        """Note that content is not here any more."""
+        self._touched.pop(str(digest), None)
+        try:
+            await self._run(lambda: self._blobs.pop(str(digest)))
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            log.error("the index of what is kept cannot be written: %s", error)  # a row without a file does no harm
+
     async def flush(self) -> None:
         """Write the touches collected so far."""
         touched, self._touched = self._touched, {}

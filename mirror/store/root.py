@@ -8,6 +8,7 @@
   cache.index/                      which of them were used when
   ingest/<algorithm>/<hex>.<n>.part     a download in flight, generation n
   ingest/<algorithm>/<hex>.state        its state, written by its leader only
+  ingest/uploads/<session>.<owner>      a push session; its length is the session's offset
   ingest/locks                      leases
   metadata.db                       repositories, tags, manifests, rights
 """
@@ -80,6 +81,7 @@ def open_root(path: Path) -> Root:
         for folder in ("blobs", "cache", "ingest"):
             for algorithm in ALGORITHMS:
                 (path / folder / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path / "ingest" / "uploads").mkdir(mode=0o700, exist_ok=True)
         found = _read_format(path / "format")
     except OSError as error:
         raise StorageFailed(

@@ -22,10 +22,17 @@ _PORT = re.compile(r":[0-9]*\Z")
 class Router:
     """Turn what a request says into a repository. No input or output; made once per configuration."""
 
-    def __init__(self, upstreams: Mapping[str, config.Upstream], default: str | None, local: Sequence[str]) -> None:
+    def __init__(
+        self,
+        upstreams: Mapping[str, config.Upstream],
+        default: str | None,
+        local: Sequence[str],
+        names: Sequence[str] = (),
+    ) -> None:
         """Prepare the lookup.
 
         upstreams: by configured name. default: the name of the one for everything else, None for none.
+        names: hosts that mean this registry itself: what names them is as if it named none.
         local: globs of names that are our own; ``*`` is within one part, ``**`` any number of parts.
         Raises: ValueError when two upstreams claim one name, or the default is not configured.
         """
@@ -45,6 +52,7 @@ class Router:
             for alias in DOCKER_HUB:
                 self._by_alias.setdefault(alias, next(iter(self._hub)))
         self._local = [_glob(pattern) for pattern in local]
+        self._own = {_key(own) for own in names}
 
     def route(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Repository:
         """Return the repository a request is about.
@@ -54,13 +62,16 @@ class Router:
         Raises: NameUnknown (404 NAME_UNKNOWN) when it names a registry that is not configured;
         NameInvalid (400 NAME_INVALID) when what is left is no repository name.
         """
-        if ns:
+        if ns and _key(ns) not in self._own:
             return self._at(self._named(ns), name)
         if host and (source := self._by_host(host)):
             return self._at(source, name)
-        if prefix:
+        if prefix and _key(prefix) not in self._own:
             return self._at(self._named(prefix), name)
         first, slash, rest = name.partition("/")
+        if slash and _key(first) in self._own:
+            name = rest
+            first, slash, rest = name.partition("/")
         if slash and (source := self._by_alias.get(_key(first))):
             return self._repository(source, rest)
         if any(pattern.fullmatch(name) for pattern in self._local):

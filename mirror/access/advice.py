@@ -1,0 +1,34 @@
+"""What an operator should know of the access settings before something happens: said once, at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mirror.access.listeners import is_loopback
+from mirror.config import Access, ListenAddress, Upstream
+
+
+def open_upstreams(access: Access, upstreams: Mapping[str, Upstream]) -> list[str]:
+    """Return the upstreams that we log in to and whose content clients may read without a login of their own."""
+    if access.htpasswd_file is not None and access.anonymous == "none":
+        return []
+    return [name for name, upstream in upstreams.items() if upstream.credentials is not None]
+
+
+def advice(
+    access: Access, upstreams: Mapping[str, Upstream], listen: Sequence[ListenAddress], *, tls: bool
+) -> list[str]:
+    """Return a line for each thing that is allowed and is seldom meant: what, and what to do."""
+    needed = "set access.anonymous: none" if access.htpasswd_file else "set access.htpasswd_file and anonymous: none"
+    lines = [
+        f"upstream {name}: what its credentials can read, clients read without logging in; {needed}, or take the "
+        "credentials away"
+        for name in open_upstreams(access, upstreams)
+    ]
+    plain = [str(one) for one in listen if not is_loopback(one.host)]
+    if access.htpasswd_file is not None and not tls and plain:
+        lines.append(
+            f"passwords cross the network in the clear at {', '.join(plain)}; set tls, or let a proxy on this machine "
+            "do it and listen on 127.0.0.1"
+        )
+    return lines

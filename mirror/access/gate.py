@@ -1,0 +1,201 @@
+"""The gate: what the API asks before it does anything.
+
+Two ways to say "log in": Basic where nobody is served without it; Bearer where anybody may pull, as docker, podman and
+skopeo take their only challenge from ``GET /v2/``: with a 200 there they never log in, after a 401 for Basic they
+never pull without a login. A login by Basic is taken either way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+
+from mirror.access.authenticators import Passwords
+from mirror.access.credentials import Login, Malformed, Token, parse_authorization
+from mirror.access.identity import ANONYMOUS, Action, Principal
+from mirror.access.listeners import through_loopback
+from mirror.access.policy import Policy
+from mirror.access.tokens import Issued, TokenInvalid, Tokens
+from mirror.access.users import User, Users
+from mirror.config import Access, ListenAddress
+from mirror.oci.errors import Unauthorized
+from mirror.worker import StartupError
+
+log = logging.getLogger("mirror.access")
+
+TOKEN_PATH = "/v2/_mirror/auth/token"
+"""Where tokens are given, below the base URL."""
+_BASIC = 'Basic realm="mirror"'
+_SCOPE = re.compile(r"[A-Za-z0-9._:/,*-]{1,1000}")
+
+
+class Gate:
+    """Admits requests, or says why not. On the event loop; ``start`` before the first, ``close`` after the last."""
+
+    def __init__(
+        self,
+        settings: Access,
+        *,
+        secret: bytes,
+        listen: Sequence[ListenAddress] = (),
+        service: str = "mirror",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare. secret: of the root, so that workers and restarts agree. listen: where the service listens."""
+        self._settings = settings
+        self._policy = Policy(settings)
+        self._listen = tuple(listen)
+        self._service = service
+        self._tokens = Tokens(secret, service=service)
+        self._users = Users(settings.htpasswd_file, clock=clock) if settings.htpasswd_file is not None else None
+        self._passwords = None if self._users is None else Passwords(self._users, secret=secret, clock=clock)
+        self._open = self._users is None and self._policy.everywhere
+        self._bearer = self._users is not None and self._policy.anonymous_pull
+
+    async def start(self) -> None:
+        """Read the users. Raises: StartupError when their file cannot be used."""
+        if self._users is None:
+            return
+        await self._users.refresh()
+        if self._users.failure:
+            raise StartupError(f"access.htpasswd_file: {self._settings.htpasswd_file} {self._users.failure}")
+        named = {*(self._settings.push or ()), *self._settings.admin}
+        for name in sorted(named - self._users.names()):
+            log.warning("access: user %s is listed under push or admin, and is not in htpasswd_file", name)
+
+    async def close(self) -> None:
+        """Let go of the threads."""
+        if self._passwords is not None:
+            self._passwords.close()
+        if self._users is not None:
+            await self._users.close()
+
+    def through_loopback(self, local: object) -> bool:
+        """Say whether a connection came through a listener on loopback. local: its own address (getsockname)."""
+        return through_loopback(local, self._listen)
+
+    async def admit(
+        self,
+        *,
+        authorization: str | None,
+        client: str | None,
+        loopback: bool,
+        base: str,
+        action: Action,
+        scope: str | None,
+    ) -> Principal:
+        """Let a request through.
+
+        authorization: its header. client: the IP address it comes from. loopback: whether through a listener that
+        only this machine reaches. base: the URL the client knows us by, without a path. scope: what a token would be
+        asked for, ``repository:<name>:pull,push``, None for nothing in particular.
+        Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
+        """
+        if self._open and (action is Action.PULL or action is Action.LOGIN):
+            return ANONYMOUS
+        policy = self._policy
+        policy.check_client(client)
+        if self._users is None:
+            policy.check(ANONYMOUS, action, loopback=loopback)
+            return ANONYMOUS
+        if authorization is None:
+            given, principal = None, ANONYMOUS
+        else:
+            try:
+                given = parse_authorization(authorization)
+                principal = await self._identify(given, client)
+            except (Malformed, TokenInvalid) as error:
+                reason = "invalid_token" if isinstance(error, TokenInvalid) else ""
+                raise self._unauthorized(_WRONG[type(error)], base, scope, reason) from None
+            except _WrongLogin:
+                raise self._unauthorized("the user name or the password is wrong", base, scope) from None
+        if policy.check(principal, action, loopback=loopback):
+            return principal
+        by_token = isinstance(given, Token)
+        if by_token and action is Action.LOGIN and policy.anonymous_pull:
+            return principal  # a token of ours, if only of anybody
+        raise self._unauthorized(
+            "log in to do this" if policy.anonymous_pull else "log in first",
+            base,
+            scope,
+            "insufficient_scope" if by_token else "",
+        )
+
+    async def issue(
+        self, *, authorization: str | None = None, login: Login | None = None, client: str | None
+    ) -> Issued:
+        """Give a token: to a user by a Basic header or by a login, to anybody without one, who may only pull.
+
+        Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
+        """
+        self._policy.check_client(client)
+        if self._users is None:
+            return self._tokens.issue(None)
+        try:
+            given = login if login is not None else parse_authorization(authorization)
+            if isinstance(given, Token):
+                raise Malformed
+            if given is None:
+                if not self._policy.anonymous_pull:
+                    raise Unauthorized("log in first", challenge=_BASIC)
+                return self._tokens.issue(None)
+            return self._tokens.issue(await self._user(given, client))
+        except Malformed:
+            raise Unauthorized("a token is given for a login by Basic", challenge=_BASIC) from None
+        except _WrongLogin:
+            raise Unauthorized("the user name or the password is wrong", challenge=_BASIC) from None
+
+    async def _identify(self, given: Login | Token | None, client: str | None) -> Principal:
+        match given:
+            case None:
+                return ANONYMOUS
+            case Login():
+                return Principal(name=(await self._user(given, client)).name)
+            case Token():
+                return await self._bearer_of(given)
+
+    async def _user(self, login: Login, client: str | None) -> User:
+        users, passwords = self._users, self._passwords
+        assert users is not None
+        assert passwords is not None
+        if users.due():
+            await users.refresh()
+        user = await passwords.verify(login, client)
+        if user is None:
+            raise _WrongLogin
+        return user
+
+    async def _bearer_of(self, token: Token) -> Principal:
+        users = self._users
+        assert users is not None
+        claims = self._tokens.verify(token.text)
+        if claims.name is None:
+            return ANONYMOUS
+        if users.due():
+            await users.refresh()
+        user = users.get(claims.name)
+        if user is None or self._tokens.fingerprint(user) != claims.fingerprint:
+            raise TokenInvalid("of a user who is gone, or of an older password")
+        return Principal(name=user.name)
+
+    def _unauthorized(self, message: str, base: str, scope: str | None, error: str = "") -> Unauthorized:
+        if not self._bearer:
+            return Unauthorized(message, challenge=_BASIC)
+        challenge = f'Bearer realm="{base}{TOKEN_PATH}",service="{self._service}"'
+        if scope is not None and _SCOPE.fullmatch(scope):  # made of a path, which may hold anything
+            challenge += f',scope="{scope}"'
+        if error:
+            challenge += f',error="{error}"'
+        return Unauthorized(message, challenge=challenge)
+
+
+class _WrongLogin(Exception):
+    """Nobody has this name and this password."""
+
+
+_WRONG: dict[type[Exception], str] = {
+    Malformed: "the Authorization header cannot be read; it takes Basic or Bearer",
+    TokenInvalid: "the token is none of ours, is over, or its user or password is no more; ask for a new one",
+}

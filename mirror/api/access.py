@@ -1,0 +1,96 @@
+"""The gate's questions answered from a request; and the endpoint that gives tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from urllib.parse import parse_qs
+
+from aiohttp import web
+
+from mirror.access.credentials import Login
+from mirror.access.gate import TOKEN_PATH, Gate
+from mirror.access.identity import Action, Principal
+
+__all__ = ["TOKEN_PATH", "admit", "base_url", "token"]
+
+_HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_MAX_FORM = 16 * 1024
+_FORM_WITHIN = 10.0
+"""Seconds for the body of a token request."""
+_READS = (Action.PULL, Action.LOGIN)
+
+
+async def admit(request: web.Request, gate: Gate, action: Action, scope: str | None) -> Principal:
+    """Let a request through.
+
+    scope: what a token for it would be asked for, ``repository:<name>:pull,push``; None for nothing in particular.
+    Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
+    """
+    transport = request.transport
+    local = transport.get_extra_info("sockname") if transport is not None and action not in _READS else None
+    return await gate.admit(
+        authorization=request.headers.get("Authorization"),
+        client=request.remote,
+        loopback=gate.through_loopback(local),
+        base=base_url(request),
+        action=action,
+        scope=scope,
+    )
+
+
+async def token(request: web.Request, gate: Gate) -> web.Response:
+    """Give a token: GET with Basic or without a login, POST as of OAuth2 (RFC 6749 section 4.3).
+
+    Source: "Token Authentication Specification" and "Oauth2 Token Authentication" of CNCF Distribution.
+    Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE); HTTPBadRequest.
+    """
+    if request.method == "POST":
+        issued = await gate.issue(login=await _posted_login(request), client=request.remote)
+    else:
+        issued = await gate.issue(authorization=request.headers.get("Authorization"), client=request.remote)
+    body = {
+        "token": issued.token,
+        "access_token": issued.token,
+        "expires_in": issued.expires_in,
+        "issued_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(issued.issued_at)),
+    }
+    return web.json_response(body, headers={"Cache-Control": "no-store"})
+
+
+def base_url(request: web.Request) -> str:
+    """Return the URL the client knows us by, without a path. A Host that is none is not repeated."""
+    host = request.headers.get("Host", "")
+    if not _HOST.fullmatch(host):
+        local = request.transport.get_extra_info("sockname") if request.transport is not None else None
+        address, port = local[:2] if isinstance(local, tuple) else ("localhost", 80)
+        host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    # A proxy that speaks TLS for us says so. Whoever says it untruly has only himself to mislead.
+    forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+    return f"{'https' if 'https' in (request.scheme, forwarded) else 'http'}://{host}"
+
+
+async def _posted_login(request: web.Request) -> Login | None:
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise _bad("a token request is a form: application/x-www-form-urlencoded")
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(_FORM_WITHIN):
+            async for piece in request.content.iter_any():
+                raw += piece
+                if len(raw) > _MAX_FORM:
+                    raise _bad("the form is too large")
+        form = parse_qs(raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict")
+    except TimeoutError:
+        raise _bad("the form did not come in time") from None
+    except ValueError:
+        raise _bad("the form cannot be read") from None
+    if (grant := form.get("grant_type", [""])[-1]) != "password":
+        raise _bad("grant_type: expected password" + (", refresh tokens are not given" if "refresh" in grant else ""))
+    name, password = form.get("username", [""])[-1], form.get("password", [""])[-1]
+    return Login(name, password.encode()) if name else None
+
+
+def _bad(reason: str) -> web.HTTPBadRequest:
+    return web.HTTPBadRequest(reason=reason)

@@ -1,0 +1,90 @@
+"""What clients send: bodies as they arrive, and what headers and parameters say of them."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import ClientPayloadError, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from mirror.metadata.base import Condition
+from mirror.oci.errors import BlobUploadInvalid, ParameterInvalid, SizeInvalid
+
+_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
+_COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+async def expect(request: web.Request) -> None:
+    """Let ``Expect: 100-continue`` wait: nobody sends 40 GB only to be told that they may not."""
+
+
+class RequestBody:
+    """The body of a request, as it arrives. received: bytes so far."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        self.received = 0
+
+    async def read(self) -> bytes:
+        """Return the next bytes, none at the end. Raises: BlobUploadInvalid when the connection broke off."""
+        try:
+            if self._expected:
+                self._expected = False
+                await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._request.writer.output_size = 0
+            data = await self._request.content.readany()
+        except (ConnectionError, ClientPayloadError, HttpProcessingError) as error:
+            raise BlobUploadInvalid(f"the body broke off after {self.received} bytes") from error
+        self.received += len(data)
+        return data
+
+
+async def read_all(body: RequestBody, largest: int) -> bytes | None:
+    """Return a whole body; None when it is longer than ``largest`` bytes."""
+    pieces = []
+    while data := await body.read():
+        pieces.append(data)
+        if body.received > largest:
+            return None
+    return b"".join(pieces)
+
+
+def chunk_of(request: web.Request) -> tuple[int, int] | None:
+    """Return the first and last byte of a chunk, as ``Content-Range`` says ("Pushing a blob in chunks").
+
+    Raises: BlobUploadInvalid (400) when it cannot be read; SizeInvalid (400) when Content-Length says otherwise.
+    """
+    header = request.headers.get(hdrs.CONTENT_RANGE)
+    if header is None:
+        return None
+    found = _CONTENT_RANGE.fullmatch(header.strip())
+    if not found or int(found[2]) < int(found[1]):
+        raise BlobUploadInvalid(f"Content-Range is FIRST-LAST, both inclusive; got {header[:80]!r}")
+    first, last = int(found[1]), int(found[2])
+    length = request.content_length
+    if length is not None and length != last - first + 1:
+        raise SizeInvalid(f"Content-Range has {last - first + 1} bytes, Content-Length {length}")
+    return first, last
+
+
+def condition_of(request: web.Request) -> Condition | None:
+    """Return what If-Match and If-None-Match ask (RFC 9110 section 13.1), None for nothing."""
+    match, none = (_tags(request.headers.getall(name, [])) for name in (hdrs.IF_MATCH, hdrs.IF_NONE_MATCH))
+    return Condition(match=match, none=none) if match is not None or none is not None else None
+
+
+def _tags(headers: list[str]) -> frozenset[str] | None:
+    if not headers:
+        return None
+    return frozenset(tag.strip().removeprefix("W/").strip('"') for header in headers for tag in header.split(","))
+
+
+def count_of(request: web.Request, name: str = "n") -> int | None:
+    """Return a whole number among the parameters, None when it is not given. Raises: ParameterInvalid (400)."""
+    given = request.query.get(name)
+    if given is None:
+        return None
+    if not _COUNT.fullmatch(given):
+        raise ParameterInvalid(f"{name} is a whole number, not {given[:40]!r}")
+    return int(given)

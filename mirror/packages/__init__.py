@@ -1,0 +1,1 @@
+"""A folder of images: OCI layouts and ``docker save`` archives, served where they lie, without copying."""

@@ -1,0 +1,132 @@
+"""What there is: tags, repositories, referrers, the history of tags. A page at a time, whatever there is in all."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mirror.metadata.base import MetadataStore, TagMove
+from mirror.oci.errors import ManifestUnknown, NameUnknown, StorageFailed
+from mirror.oci.manifest import OCI_INDEX, Descriptor
+from mirror.oci.names import Digest, Reference, Repository, Tag, referrers_tag
+from mirror.packages.base import Packages
+from mirror.registry.manifests import ManifestService
+
+T = TypeVar("T")
+
+MOST = 10_000
+"""Entries of one page, whatever is asked for; the rest follows by Link."""
+MOST_REFERRERS = 1_000
+"""Referrers of one page: clients take an index for a manifest, of 4 MiB at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some entries of a list. more: whether there are others after them."""
+
+    entries: Sequence[T]
+    more: bool
+
+
+class ListService:
+    """Lists of our own repositories, and of all names."""
+
+    def __init__(self, *, metadata: MetadataStore, manifests: ManifestService, packages: Packages | None) -> None:
+        self._metadata = metadata
+        self._manifests = manifests
+        self._packages = packages
+
+    async def tags(self, repository: Repository, *, n: int | None, last: str) -> Page[Tag]:
+        """Return a page of tags in ASCII order (end-8a, end-8b). Raises: NameUnknown (404) for no such repository."""
+        packages = self._packages
+        if packages is not None and packages.owns(repository.name):
+            every = packages.tags(repository.name)
+            found = list(every[bisect_right(every, last) :][: _count(n) + 1])
+        else:
+            if not self._metadata.exists(repository):
+                raise NameUnknown(f"{repository} is not known here", detail={"name": repository.name})
+            found = await self._metadata.tags(repository, n=_count(n) + 1, last=last) if n != 0 else []
+        return _page(found, _count(n))
+
+    async def repositories(self, *, n: int | None, last: str) -> Page[str]:
+        """Return a page of repository names in ASCII order; an upstream's begin with its name."""
+        count = _count(n)
+        found = await self._metadata.repositories(n=count + 1, last=last) if count else []
+        if self._packages is not None and count:
+            every: Sequence[str] = self._packages.names()
+            others = every[bisect_right(every, last) :][: count + 1]
+            found = list(dict.fromkeys(heapq.merge(found, others)))
+        return _page(found, count)
+
+    async def referrers(
+        self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int | None, last: str
+    ) -> Page[Descriptor]:
+        """Return a page of the manifests that have a subject (end-12a, end-12b), in the order of digests.
+
+        What clients of registries without this API listed under a tag is among them. None is an answer as well:
+        the page is empty, also of a repository that is not here.
+        """
+        count = min(_count(n), MOST_REFERRERS)
+        found = await self._metadata.referrers(repository, subject, artifact_type=artifact_type, n=count + 1, last=last)
+        listed = await self._listed(repository, subject)
+        if self._packages is not None and self._packages.owns(repository.name):
+            listed += [manifest.descriptor for manifest in self._packages.referrers(repository.name, subject)]
+        merged = {
+            str(descriptor.digest): descriptor
+            for descriptor in listed
+            if str(descriptor.digest) > last and artifact_type in (None, descriptor.artifact_type)
+        }
+        merged |= {str(descriptor.digest): descriptor for descriptor in found}
+        return _page([merged[digest] for digest in sorted(merged)], count)
+
+    async def history(self, repository: Repository, tag: Tag, *, n: int | None, before: int | None) -> Page[TagMove]:
+        """Return a page of a tag's moves, the newest first. Raises: ManifestUnknown (404) when it never was one."""
+        count = _count(n)
+        found = await self._metadata.history(repository, tag, n=count + 1, before=before) if count else []
+        if not found and before is None and count:
+            raise ManifestUnknown(f"{repository} never had a tag {tag}", detail={"tag": tag})
+        return _page(found, count)
+
+    async def _listed(self, repository: Repository, subject: Digest) -> list[Descriptor]:
+        """Return what the index under the fallback tag lists, as far as it is here and says nothing else itself."""
+        try:
+            reference = Reference(repository, referrers_tag(subject))
+            index = (await self._manifests.get(reference)).manifest
+        except (ManifestUnknown, StorageFailed):
+            return []
+        if index is None or index.descriptor.media_type != OCI_INDEX:
+            return []
+        found = []
+        for child in index.manifests:
+            try:
+                manifest = (await self._manifests.get(Reference(repository, child.digest))).manifest
+            except (ManifestUnknown, StorageFailed):
+                continue
+            if manifest is not None and (manifest.subject is None or manifest.subject.digest == subject):
+                found.append(manifest.descriptor)
+        return found
+
+
+def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
+    """Return a descriptor as an index lists it (image-spec descriptor.md)."""
+    found: dict[str, Any] = {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
+    if descriptor.artifact_type:
+        found["artifactType"] = descriptor.artifact_type
+    if descriptor.annotations:
+        found["annotations"] = dict(descriptor.annotations)
+    return found
+
+
+def _count(n: int | None) -> int:
+    return MOST if n is None else min(n, MOST)
+
+
+def _page(found: Sequence[T], count: int) -> Page[T]:
+    return Page(found[:count], len(found) > count)

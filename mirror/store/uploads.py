@@ -1,0 +1,196 @@
+"""Push sessions as files: what a session has is what its file holds, in any process and after any kill.
+
+``ingest/uploads/<session>.<owner>``    the bytes so far; its length is the session's offset
+``ingest/uploads/<session>.want``       somebody newer waits for the session
+
+A session's id is a UUID, with the algorithm after a dash when it is not sha256. ``owner`` is a hash of its
+repository: another repository does not find it. Who writes holds the session's lease. The methods named
+``…_in_thread`` block and belong into one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from mirror.oci.names import ALGORITHMS, Digest, Repository
+from mirror.store.base import Leases
+from mirror.store.failures import disk_errors
+from mirror.store.files import sync_folder, unlink_quietly, write_all
+from mirror.store.root import Root
+
+_SESSION = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:-(sha512))?")
+_HASH_STEP = 4 * 1024 * 1024
+
+
+class RunningHash:
+    """The hash of a session's first ``hashed`` bytes, kept by one process. Used in threads, one at a time."""
+
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+        self.hashed = 0
+        self._hash: Any = Digest(algorithm, "").hasher()
+        self._lock = threading.Lock()
+
+    def add_in_thread(self, chunks: Sequence[bytes], offset: int) -> None:
+        """Hash what is written at an offset, if everything before it is hashed."""
+        with self._lock:
+            if self.hashed == offset:
+                for chunk in chunks:
+                    self._hash.update(chunk)
+                    self.hashed += len(chunk)
+
+    def step_in_thread(self, fd: int) -> bool:
+        """Hash a step of what the file has and was not hashed yet. Returns whether there was any."""
+        with self._lock:
+            data = os.pread(fd, _HASH_STEP, self.hashed)
+            self._hash.update(data)
+            self.hashed += len(data)
+            return bool(data)
+
+    def digest(self) -> Digest:
+        with self._lock:
+            return Digest(self.algorithm, self._hash.hexdigest())
+
+
+class UploadFile:
+    """The open file of a session. size: bytes it has."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+
+    def append_in_thread(self, chunks: Sequence[bytes]) -> None:
+        """Write chunks at the end. What could not be written whole is cut off: what follows would not fit it."""
+        start = self.size
+        try:
+            with disk_errors("writing an upload"):
+                self.size = write_all(self.fd, chunks, start)
+        except BaseException:
+            os.ftruncate(self.fd, start)
+            raise
+
+    def sync_in_thread(self) -> None:
+        with disk_errors("writing an upload"):
+            os.fsync(self.fd)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class UploadStore:
+    """The sessions of one root. The calls that are not in a thread are a few system calls on local files."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._folder = f"{root.path}/ingest/uploads"
+
+    def create(self, repository: Repository, algorithm: str) -> str:
+        """Begin a session. Returns its id."""
+        session = str(uuid.uuid4()) + ("" if algorithm == "sha256" else f"-{algorithm}")
+        with disk_errors("beginning an upload"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self._path(repository, session), flags, 0o600))
+        return session
+
+    def open(self, repository: Repository, session: str) -> UploadFile | None:
+        """Open a session's file; None when the repository has no such session."""
+        if not _SESSION.fullmatch(session):
+            return None
+        path = self._path(repository, session)
+        with disk_errors("opening an upload"):
+            try:
+                return UploadFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            except FileNotFoundError:
+                return None
+
+    def size(self, repository: Repository, session: str) -> int | None:
+        """Return how many bytes a session has; None when the repository has no such session."""
+        if not _SESSION.fullmatch(session):
+            return None
+        with disk_errors("looking for an upload"):
+            try:
+                return os.stat(self._path(repository, session)).st_size
+            except FileNotFoundError:
+                return None
+
+    def remove(self, repository: Repository, session: str) -> None:
+        """End a session. The caller holds its lease."""
+        with disk_errors("removing an upload"):
+            unlink_quietly(self._path(repository, session))
+
+    def want(self, session: str) -> None:
+        """Say that somebody waits for the session."""
+        with disk_errors("claiming an upload"):
+            os.close(os.open(self._want(session), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def wanted(self, session: str) -> bool:
+        """Say whether somebody waits for the session."""
+        return os.path.exists(self._want(session))
+
+    def unwant(self, session: str) -> None:
+        with disk_errors("claiming an upload"):
+            unlink_quietly(self._want(session))
+
+    def sweep_in_thread(self, leases: Leases, age: float) -> int:
+        """Remove sessions that nobody has sent to for ``age`` seconds. Returns how many there were."""
+        removed = 0
+        with disk_errors("tidying uploads"):
+            for entry in os.scandir(self._folder):
+                try:
+                    if entry.stat().st_mtime > time.time() - age:
+                        continue
+                except FileNotFoundError:
+                    continue
+                session, _, kind = entry.name.rpartition(".")
+                lease = leases.try_acquire(lease_key(session))
+                if lease is not None:
+                    try:
+                        unlink_quietly(entry.path)
+                        removed += kind != "want"
+                    finally:
+                        lease.release()
+        return removed
+
+    def keep_in_thread(self, upload: UploadFile, digest: Digest) -> None:
+        """Give verified, synced bytes their kept name. The caller holds the lease of the digest's kept name."""
+        final = self._root.kept(digest)
+        with disk_errors(f"storing {digest}"):
+            if _same_size(final, upload.size):
+                os.unlink(upload.path)
+            else:
+                os.rename(upload.path, final)
+            sync_folder(os.path.dirname(final))  # also when it was there: who made it may not have come that far
+
+    def _path(self, repository: Repository, session: str) -> str:
+        return f"{self._folder}/{session}.{blake2b(repository.key.encode(), digest_size=8).hexdigest()}"
+
+    def _want(self, session: str) -> str:
+        return f"{self._folder}/{session}.want"
+
+
+def lease_key(session: str) -> str:
+    """Return the key of the lease that whoever writes to a session holds."""
+    return f"upload {session}"
+
+
+def algorithm_of(session: str) -> str:
+    """Return the algorithm a session was begun for."""
+    found = _SESSION.fullmatch(session)
+    return (found[2] if found else None) or next(iter(ALGORITHMS))
+
+
+def _same_size(path: str, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except FileNotFoundError:
+        return False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import cold, hits, memory, single
+from tests.bench import access, cold, hits, lists, memory, pushes, single
 from tests.bench.result import Result
 from tests.bench.settings import Settings
 
@@ -18,6 +18,9 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "cold": cold.run,
     "hits": hits.run,
     "memory": memory.run,
+    "pushes": pushes.run,
+    "lists": lists.run,
+    "access": access.run,
 }
 
 

@@ -46,11 +46,13 @@ def run_wrk(
     pinned: Collection[int],
     folder: Path,
     accept: str | None = None,
+    authorization: str | None = None,
 ) -> Load:
     """Ask for one path over and over with wrk, on one thread."""
     script = folder / "report.lua"
     script.write_text(_REPORT)
     accepts = ["-H", f"Accept: {accept}"] if accept else []
+    accepts += ["-H", f"Authorization: {authorization}"] if authorization else []
     command = [wrk() or "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", *accepts]
     return _run([*command, "-s", str(script), f"http://127.0.0.1:{port}{path}"], pinned, seconds)
 

@@ -48,6 +48,12 @@ def memory(pid: int, name: str) -> int:
     return int(found[1]) * 1024
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time a process has used, its own and the kernel's for it, in seconds."""
+    fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Peak:
     """The highest value of a memory field, sampled every few milliseconds within a ``with``. value: bytes."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,16 +73,20 @@ class Upstream(_Server):
 
 
 class Mirror(_Server):
-    """``mirror serve`` on an empty root of its own. log: where its log goes, the access log included."""
+    """``mirror serve`` on an empty root of its own.
+
+    log: where its log goes, the access log included. more: settings besides.
+    """
 
     def __init__(
         self,
         folder: Path,
-        upstream: Upstream,
+        upstream: Upstream | None = None,
         *,
         workers: int,
         pinned: Collection[int] | None = None,
         log: Path | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.port = free_port()
         self.root = folder / "root"
@@ -91,12 +95,16 @@ class Mirror(_Server):
             "listen": f"127.0.0.1:{self.port}",
             "workers": workers,
             "storage": {"root": str(self.root)},
-            # Fresh for the whole run: a hit is a hit.
-            "upstreams": {"upstream.bench": {"url": f"http://127.0.0.1:{upstream.port}", "tags": {"fresh_for": "1h"}}},
-            "default_upstream": "upstream.bench",
+            "upstreams": {},
+            "local": ["bench/**"],
             "shutdown_delay": "0s",
             "drain_timeout": "1s",
+            **(more or {}),
         }
+        if upstream is not None:
+            # Fresh for the whole run: a hit is a hit.
+            there = {"url": f"http://127.0.0.1:{upstream.port}", "tags": {"fresh_for": "1h"}}
+            settings |= {"upstreams": {"upstream.bench": there}, "default_upstream": "upstream.bench", "local": []}
         config.write_text(json.dumps(settings, indent=2))  # JSON is YAML
         command = (sys.executable, "-m", "mirror", "serve", "--config", str(config))
         self.process = Process("the mirror", command, log=log or folder / "mirror.log", pinned=pinned)
@@ -115,27 +123,42 @@ class Mirror(_Server):
 class Distribution(_Server):
     """CNCF Distribution as a local registry with its in-memory descriptor cache, everything else as it comes."""
 
-    def __init__(self, folder: Path, *, pinned: Collection[int] | None = None, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pinned: Collection[int] | None = None,
+        log: Path | None = None,
+        program: str | None = None,
+    ) -> None:
         self.port = free_port()
-        config = folder / "distribution.yml"
+        name = Path(program or "distribution").name
+        self.root = folder / f"{name}-data"
+        config = folder / f"{name}.yml"
         settings = {
             "version": 0.1,
             "log": {"level": "info"},
             "storage": {
                 "cache": {"blobdescriptor": "inmemory"},
-                "filesystem": {"rootdirectory": str(folder / "distribution")},
+                "filesystem": {"rootdirectory": str(self.root)},
             },
             "http": {"addr": f"127.0.0.1:{self.port}", "secret": "bench"},
         }
         config.write_text(json.dumps(settings, indent=2))
-        command = (self.program() or "docker-registry", "serve", str(config))
-        self.process = Process("Distribution", command, log=log or folder / "distribution.log", pinned=pinned)
+        command = (program or self.program() or "docker-registry", "serve", str(config))
+        self.process = Process("Distribution", command, log=log or folder / f"{name}.log", pinned=pinned)
         self.process.wait_ready(self.port, "/v2/")
 
     @staticmethod
     def program() -> str | None:
         """Return where it is, None when it is not installed."""
         return shutil.which("docker-registry")
+
+    @staticmethod
+    def programs() -> dict[str, str]:
+        """Return the versions that are installed, by name: Debian's 2.8, and 3 as its own build calls itself."""
+        found = {"Distribution 3": shutil.which("registry"), "Distribution 2.8": shutil.which("docker-registry")}
+        return {name: program for name, program in found.items() if program}
 
     def push_blob(self, content: Content) -> None:
         _, headers, _ = self._push("POST", f"/v2/{REPOSITORY}/blobs/uploads/", None, {})

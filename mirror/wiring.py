@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from pathlib import Path
+
 from aiohttp import web
 
 from mirror.access.gate import Gate
 from mirror.api.app import Services
 from mirror.api.app import build_app as build_api
 from mirror.config import Config
+from mirror.metadata.backup import SqliteBackup
 from mirror.metadata.sqlite import SqliteMetadata
 from mirror.metrics import Metrics, status_class
 from mirror.oci.errors import StorageFailed
 from mirror.packages.folder import PackageFolder
+from mirror.registry.backup import BackupService, RestoreService
 from mirror.registry.blobs import BlobService
 from mirror.registry.inflight import Inflight
 from mirror.registry.lists import ListService
@@ -20,8 +26,10 @@ from mirror.registry.pushes import PushService
 from mirror.registry.tags import TagResolver
 from mirror.registry.uploads import UploadService
 from mirror.store.disk import DiskBlobStore
+from mirror.store.holding import holding, remove_leftovers
 from mirror.store.lease import FileLeases
 from mirror.store.residency import Residency
+from mirror.store.restoring import RestoreStore
 from mirror.store.root import open_root
 from mirror.store.threads import in_thread
 from mirror.store.uploads import UploadStore
@@ -44,12 +52,19 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         store = DiskBlobStore(root, residency)
         leases = FileLeases(root.locks, root.secret)
         await in_thread(store.sweep, leases)
+        await in_thread(remove_leftovers, root)
         gate = Gate(config.access, secret=root.secret, listen=config.listen)
         await gate.start()
     except StorageFailed as error:
         raise StartupError(error.message) from error
-    packages = PackageFolder(config.packages) if config.packages is not None else None
-    if packages is not None:
+    packages = None
+    if config.packages is not None:
+        packages = PackageFolder(
+            config.packages,
+            limit=config.limits.manifest,
+            leading=worker.slot == 0,
+            verdicts=root.path / "packages.verified",
+        )
         await packages.start()
     counts = _UpstreamCounts(worker.metrics)
     upstreams = {
@@ -127,6 +142,27 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
 
     app.on_cleanup.append(close)
     return app
+
+
+def build_backup(path: Path) -> BackupService:
+    """Make what backs up a root, which may be served meanwhile. Blocks.
+
+    Raises: StorageFailed when there is none, or it cannot be used.
+    """
+    if not all(os.path.exists(path / name) for name in ("format", "metadata.db")):
+        raise StorageFailed(f"{path} is no root of a mirror: nothing to back up; give the right one by --root")
+    root = open_root(path)
+    rows = SqliteBackup(root.metadata, root.database)
+    return BackupService(root=root.path, rows=rows, holding=functools.partial(holding, root))
+
+
+def build_restore(path: Path) -> RestoreService:
+    """Make what restores into a root, laying it out when it is new. The caller owns it. Blocks.
+
+    Raises: StorageFailed when it cannot be used.
+    """
+    root = open_root(path)
+    return RestoreService(rows=SqliteBackup(root.metadata, root.database), store=RestoreStore(root))
 
 
 class _UpstreamCounts:

@@ -50,7 +50,7 @@ def read_archive(path: str, limit: int, stopping: Callable[[], bool]) -> tuple[S
     """
     fd, file = open_file(path)
     try:
-        table = read_table(fd, file.size, stopping)
+        table = read_table(fd, stopping)
         contents: Contents
         if table.find(MARK):
             check_version(_read(fd, table, MARK))
@@ -63,8 +63,6 @@ def read_archive(path: str, limit: int, stopping: Callable[[], bool]) -> tuple[S
             source = ArchiveSource(path, file, places)
         else:
             raise Problem(_neither(table))
-        if not FileId.of(os.fstat(fd)).same_file(file):
-            raise Problem("is being changed; write archives under another name, then rename them")
     finally:
         os.close(fd)
     return source, contents

@@ -18,6 +18,8 @@ RECENT = 1.0
 PIECE = 1024 * 1024
 """Bytes read at a time while hashing."""
 
+CUT_OFF = "is cut off, or still being copied; copy it there anew"
+
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -92,7 +94,7 @@ def read_exactly(fd: int, size: int, offset: int) -> bytes:
     while size:
         piece = os.pread(fd, size, offset)
         if not piece:
-            raise Problem("ends too early: it is cut off, or still being copied")
+            raise Problem(CUT_OFF)
         pieces.append(piece)
         size -= len(piece)
         offset += len(piece)
@@ -110,7 +112,7 @@ def hash_bytes(fd: int, offset: int, size: int, hasher: Any, stopping: Callable[
             raise Stopped
         count = os.preadv(fd, [view[: min(len(view), size)]], offset)
         if not count:
-            raise Problem("ends too early: it is cut off, or still being copied")
+            raise Problem(CUT_OFF)
         hasher.update(view[:count])
         offset += count
         size -= count

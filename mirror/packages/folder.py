@@ -39,7 +39,10 @@ from mirror.packages.verdicts import Verdicts
 from mirror.packages.verify import Verifier, in_pool
 
 INTERVAL = 2.0
-"""Seconds between two looks at the folder; more where looking takes long."""
+"""Seconds between two looks at the folder."""
+
+SHARE = 10
+"""Times as long as walking through the folder takes, and no less, it is left alone afterwards."""
 
 FIRST_ROUND = 10.0
 """Seconds a start waits for the folder to be read; what takes longer is there later."""
@@ -53,7 +56,7 @@ SHOWN = 3
 PARSED = 1024
 """Manifests kept parsed."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mirror.packages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class PackageFolder:
         self._limit = limit
         self._leading = leading
         self._interval = interval
+        self._walked = 0.0
         self._known: dict[str, _Known] = {}
+        self._owned: set[RepositoryName] = set()
         self._entries: dict[RepositoryName, Entry] = {}
         self._names: tuple[RepositoryName, ...] | None = None
         self._parsed: LRUCache[tuple[Digest, str], Manifest] = LRUCache(PARSED)
@@ -125,7 +130,7 @@ class PackageFolder:
     # ---- what the protocol asks ----
 
     def owns(self, name: RepositoryName) -> bool:
-        return name in self._entries
+        return name in self._owned  # also while it cannot be read: nobody is to push there meanwhile
 
     def names(self) -> Sequence[RepositoryName]:
         if self._names is None:
@@ -193,7 +198,6 @@ class PackageFolder:
 
     async def _watch(self, first: asyncio.Event) -> None:
         while True:
-            began = time.monotonic()
             try:
                 await self._look()
             except Exception:
@@ -201,12 +205,15 @@ class PackageFolder:
             if not first.is_set():
                 logger.info("packages: %d repositories in %s", len(self._entries), self._folder)
                 first.set()
-            await asyncio.sleep(max(self._interval, 10 * (time.monotonic() - began)))
+            await asyncio.sleep(max(self._interval, SHARE * self._walked))
 
     async def _look(self) -> None:
         """Look once: read what has changed, forget what has gone."""
         self._verdicts.add(await in_pool(self._pool, self._verdicts.read), True)
+        began = time.monotonic()
         listed = await in_pool(self._pool, scan, self._folder, self._prefix)
+        self._walked = time.monotonic() - began
+        self._owned = {found.name for found in listed if found.name}
         paths = {found.path for found in listed}
         for path in [path for path in self._known if path not in paths]:
             self._replace(path, None)
@@ -255,6 +262,11 @@ class PackageFolder:
                 source, contents = read_archive(path, self._limit, lambda: self._stopping)
         except OSError as error:
             raise Problem(f"cannot be read ({error.strerror}); give this user the right to, or remove it") from error
+        except (Problem, Stopped):
+            raise
+        except Exception as error:  # whatever one entry does, the others are served
+            logger.debug("packages: reading %s failed", path, exc_info=True)
+            raise Problem(f"cannot be understood ({error!r}), which should not happen; remove it") from error
         return Entry(name=found.name, path=found.path, source=source, contents=contents)
 
     def _replace(self, path: str, known: _Known | None) -> None:

@@ -17,6 +17,8 @@ BLOCK = 512
 MAX_MEMBERS = 1_000_000
 MAX_EXTENSION = 1024 * 1024
 """Bytes: the longest name or extended header that is read."""
+MAX_SIZE = 2**62
+"""Bytes: more than any file has, and few enough to be added to."""
 MAX_LINKS = 16
 """Links that are followed from one name."""
 
@@ -116,8 +118,8 @@ def plain(name: str, *, rooted: bool = False) -> str | None:
     return "/".join(parts)
 
 
-def read_table(fd: int, size: int, stopping: Callable[[], bool] = lambda: False) -> Table:
-    """Read the headers of an archive of so many bytes.
+def read_table(fd: int, stopping: Callable[[], bool] = lambda: False) -> Table:
+    """Read the headers of an archive.
 
     Raises: Problem when it is no archive, damaged or cut off; OSError; Stopped.
     """
@@ -128,8 +130,6 @@ def read_table(fd: int, size: int, stopping: Callable[[], bool] = lambda: False)
     while True:
         if stopping():
             raise Stopped
-        if offset + BLOCK > size:
-            raise Problem("is cut off, or still being copied: it has no end mark; copy it there anew")
         header = read_exactly(fd, BLOCK, offset)
         if not any(header):
             return table
@@ -137,7 +137,7 @@ def read_table(fd: int, size: int, stopping: Callable[[], bool] = lambda: False)
         kind = header[156:157]
         stored = _number(header[124:136], offset)
         if kind in b"xLKg":  # about the member that follows; g: about all that follow, which no image needs
-            data = _extension(fd, stored, offset, size) if kind != b"g" else b""
+            data = _extension(fd, stored, offset) if kind != b"g" else b""
             if kind == b"x":
                 extended = _records(data, offset)
             elif kind == b"L":
@@ -154,8 +154,6 @@ def read_table(fd: int, size: int, stopping: Callable[[], bool] = lambda: False)
         if "size" in extended:
             stored = _decimal(extended["size"], offset)
         length = 0 if kind in _WITHOUT_DATA else stored
-        if start + length > size:
-            raise Problem("is cut off, or still being copied: its last file is not whole; copy it there anew")
         table.add(
             extended.get("GNU.sparse.name") or extended.get("path") or long_name or _name(header),
             kind,
@@ -191,8 +189,8 @@ def _check(header: bytes, offset: int) -> None:
 
 def _number(field: bytes, offset: int) -> int:
     """Read a number: octal digits, or bytes of a large one (GNU) after a first byte of 128."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
+    if field[0] == 0x80 and (number := int.from_bytes(field[1:], "big")) <= MAX_SIZE:
+        return number
     digits = field.strip(b" \0")
     if any(digit not in b"01234567" for digit in digits):
         raise Problem(f"is damaged: the header at byte {offset} has no number where one must be; copy it there anew")
@@ -200,16 +198,14 @@ def _number(field: bytes, offset: int) -> int:
 
 
 def _decimal(text: str, offset: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MAX_SIZE):
         raise Problem(f"is damaged: the extended header before byte {offset} has no size; copy it there anew")
     return int(text)
 
 
-def _extension(fd: int, length: int, offset: int, size: int) -> bytes:
+def _extension(fd: int, length: int, offset: int) -> bytes:
     if length > MAX_EXTENSION:
         raise Problem(f"has an extended header of {length} bytes at byte {offset}, which no image needs")
-    if offset + BLOCK + length > size:
-        raise Problem("is cut off, or still being copied: it ends within a header; copy it there anew")
     return read_exactly(fd, length, offset + BLOCK)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +21,8 @@ MAX_KNOWN = 250_000
 MAX_FILE = 8 * 1024 * 1024
 """Bytes of the shared file from which on it is begun anew."""
 
-_LINE = re.compile(rb"[0-9a-f]{32}")
+_KEY = 16
+"""Bytes of a key, which is written in hexadecimal."""
 
 
 class Verdicts:
@@ -39,7 +39,7 @@ class Verdicts:
         file = opened.file
         place = (file.device, file.inode, file.size, file.modified, file.changed, opened.offset, opened.size)
         text = f"{place} {digest} ".encode()
-        return hashlib.blake2b(text + self._boot, digest_size=16).hexdigest().encode()
+        return hashlib.blake2b(text + self._boot, digest_size=_KEY).hexdigest().encode()
 
     def get(self, key: bytes) -> bool | None:
         """Return whether the bytes are right, None when that is not known."""
@@ -93,4 +93,4 @@ class Verdicts:
             os.close(fd)
         whole = data.rfind(b"\n") + 1
         self._offset += whole
-        return [line for line in data[:whole].split(b"\n") if _LINE.fullmatch(line)]
+        return [line for line in data[:whole].split(b"\n") if len(line) == 2 * _KEY]

@@ -67,6 +67,8 @@ def test_help_of_serve_names_every_option_with_a_text() -> None:
         "--listen HOST:PORT",
         "--root DIR",
         "--workers N",
+        "--packages DIR",
+        "--read-only",
     ):
         assert option in result.output
 
@@ -115,6 +117,50 @@ def test_root_and_workers_win_over_the_file(
     result = run("serve", "--config", str(file), *arguments)
     assert result.exit_code == 0, result.output
     assert (served[0].workers, served[0].storage.root) == (workers, Path(root))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "packages", "read_only"),
+    [
+        ([], "from-file", False),
+        (["--packages", "from-option"], "work/from-option", False),
+        (["--read-only"], "from-file", True),
+    ],
+    ids=["file", "folder", "read-only"],
+)
+def test_packages_and_read_only_win_over_the_file(
+    served: list[Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    packages: str,
+    read_only: bool,
+) -> None:
+    """A folder in the file starts from the file's, one typed from where it is typed."""
+    (tmp_path / "work" / "from-option").mkdir(parents=True)
+    (tmp_path / "from-file").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    file = tmp_path / "mirror.yaml"
+    file.write_text("packages: from-file\nread_only: false\n")
+    result = run("serve", "--config", str(file), *arguments)
+    assert result.exit_code == 0, result.output
+    assert (served[0].packages, served[0].read_only) == (tmp_path / packages, read_only)
+
+
+def test_read_only_in_the_file_holds_without_the_option(served: list[Config], tmp_path: Path) -> None:
+    file = tmp_path / "mirror.yaml"
+    file.write_text("read_only: true\n")
+    assert run("serve", "--config", str(file)).exit_code == 0
+    assert served[0].read_only is True
+    assert served[0].packages is None
+
+
+def test_packages_that_are_not_there_are_said(served: list[Config], tmp_path: Path) -> None:
+    result = run("serve", "--packages", str(tmp_path / "none"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("command line: packages: ")
+    assert str(tmp_path / "none") in result.stderr
+    assert served == []
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ ALSO_BLOCKING = (
 )
 """Functions of ``os`` that block and that blockbuster does not know."""
 
-LOCAL_LOOKS = ("disk.py", {"stat", "scratch"})
+LOCAL_LOOKS = (("disk.py", {"stat", "scratch"}), ("store/uploads.py", {"size", "wanted", "unwant"}))
 """Where the loop looks at names of local files: one system call each, like ``os.open``, which is not checked."""
 
 PRIMARY_KEY_READS = ("mirror/metadata/database.py", {"one"})
@@ -104,7 +104,8 @@ def _watched() -> BlockBuster:
         watch.functions[f"os.{name}"] = function
     watch.functions["os.preadv"].can_block_predicate = _from_page_cache
     for name in ("os.stat", "os.unlink"):
-        watch.functions[name].can_block_in(*LOCAL_LOOKS)
+        for where in LOCAL_LOOKS:
+            watch.functions[name].can_block_in(*where)
     for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchone"):
         watch.functions[name].can_block_in(*PRIMARY_KEY_READS)
     for name in ("os.write", "socket.socket.send"):

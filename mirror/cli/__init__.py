@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from mirror import __version__
+from mirror.cli.conformance import conformance
 from mirror.cli.serve import serve
+from mirror.cli.store import store
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -24,3 +26,5 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(serve)
+main.add_command(conformance)
+main.add_command(store)

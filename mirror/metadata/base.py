@@ -82,7 +82,7 @@ class MetadataStore(Protocol):
         ...
 
     def media_type(self, digest: Digest) -> str | None:
-        """Return the media type content has as a manifest, None when it is not known to be one."""
+        """Return the media type content has as a manifest of upstreams, None when it is not known to be one."""
         ...
 
     def may_read(self, repository: Repository, digest: Digest) -> bool:

@@ -53,7 +53,7 @@ class Database:
         Raises: StorageFailed when it is another root's, of a newer version, or damaged.
         """
         loop = asyncio.get_running_loop()
-        self._writer = await loop.run_in_executor(self._writing, _open_writer, self._path, self._identity)
+        self._writer = await loop.run_in_executor(self._writing, open_writer, self._path, self._identity)
         self._reader = await loop.run_in_executor(self._writing, open_reader, self._path)
         self._lister = await loop.run_in_executor(self._listing, open_reader, self._path)
 
@@ -143,7 +143,8 @@ class Database:
         return results
 
 
-def _open_writer(path: Path, identity: str) -> sqlite3.Connection:
+def open_writer(path: Path, identity: str) -> sqlite3.Connection:
+    """Open a connection that writes, laying the database out when it is new. Raises: as ``Database.start``."""
     with database_errors("opening"):
         try:
             path.touch(mode=0o600)  # a newly made file appears with its mode already narrow

@@ -1,6 +1,6 @@
 """The tables, drawn once. A repository is written as its ``key``: ``upstream|name``, and ``|name`` for our own.
 
-manifest    what is known of manifests whoever has them; pulled through or pushed
+manifest    what upstreams say of manifests, whoever has them
 public      content fetched without credentials
 link        which repository may read which content; of our own: which blobs it has
 child       sizes that a repository's manifests give for their blobs

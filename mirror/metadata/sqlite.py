@@ -137,7 +137,8 @@ class SqliteMetadata:
 
     async def put_manifest(self, repository: Repository, manifest: Manifest, *, public: bool) -> None:
         def write(database: sqlite3.Connection) -> None:
-            _put_manifest(database, repository, manifest, "INSERT OR REPLACE")
+            _put_manifest(database, manifest)
+            _put_sizes(database, repository, manifest)
             _grant(database, repository, manifest.descriptor.digest, public)
 
         await self._database.write(write)
@@ -209,7 +210,7 @@ class SqliteMetadata:
                     "push.missing_blobs: accept",
                     detail=[{"digest": str(digest)} for digest in missing],
                 )
-            _put_manifest(database, repository, manifest, "INSERT OR IGNORE")
+            _put_sizes(database, repository, manifest)
             database.execute(
                 "INSERT OR REPLACE INTO pushed (repository, digest, media_type, size, artifact_type, annotations,"
                 " subject, pushed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -223,6 +224,11 @@ class SqliteMetadata:
                     str(manifest.subject.digest) if manifest.subject else None,
                     at,
                 ),
+            )
+            database.execute(  # what it was called the last time holds, also by the tags that are on it already
+                "UPDATE tag INDEXED BY tag_digest SET media_type = ?"  # else it reads all tags of the repository
+                " WHERE repository = ? AND digest = ? AND media_type <> ?",
+                (descriptor.media_type, repository.key, str(descriptor.digest), descriptor.media_type),
             )
             _note_repository(database, repository)
             for tag in tags:
@@ -288,11 +294,11 @@ class SqliteMetadata:
 # ---- inside a transaction ----
 
 
-def _put_manifest(database: sqlite3.Connection, repository: Repository, manifest: Manifest, insert: str) -> None:
-    """Note what is known of a manifest and its blobs. insert: whether what was known before stays."""
+def _put_manifest(database: sqlite3.Connection, manifest: Manifest) -> None:
+    """Note what upstreams say of a manifest: what a client pushes the same bytes as is in ``pushed`` alone."""
     descriptor = manifest.descriptor
     database.execute(
-        f"{insert} INTO manifest (digest, media_type, size, artifact_type, subject) VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO manifest (digest, media_type, size, artifact_type, subject) VALUES (?, ?, ?, ?, ?)",
         (
             str(descriptor.digest),
             descriptor.media_type,
@@ -301,6 +307,10 @@ def _put_manifest(database: sqlite3.Connection, repository: Repository, manifest
             str(manifest.subject.digest) if manifest.subject else None,
         ),
     )
+
+
+def _put_sizes(database: sqlite3.Connection, repository: Repository, manifest: Manifest) -> None:
+    """Note the sizes that a manifest of a repository gives for its blobs."""
     database.executemany(
         "INSERT OR REPLACE INTO child (repository, digest, size) VALUES (?, ?, ?)",
         [(repository.key, str(child.digest), child.size) for child in manifest.children],

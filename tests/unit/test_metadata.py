@@ -10,71 +10,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mirror.metadata import sqlite
-from mirror.metadata.base import TagRecord
+from mirror.metadata import database as database_module
+from mirror.metadata.schema import VERSION
 from mirror.metadata.sqlite import SqliteMetadata
 from mirror.oci.errors import StorageFailed, StorageFull
-from mirror.oci.manifest import Manifest, parse_manifest
-from mirror.oci.names import Digest, Repository, RepositoryName, Tag, digest_of
-
-ID = "0b1f6f1e-0000-0000-0000-000000000001"
-HERE = Repository("up", RepositoryName("team/app"))
-THERE = Repository("up", RepositoryName("x/y"))
-ELSEWHERE = Repository("other", RepositoryName("team/app"))
-LOCAL = Repository(None, RepositoryName("team/app"))
-TAG = Tag("v1")
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-async def open_metadata(tmp_path: Path) -> AsyncIterator[Open]:
-    """Open the database of this test once more, as another process would."""
-    opened: list[SqliteMetadata] = []
-
-    async def open_it(database: str = ID) -> SqliteMetadata:
-        metadata = SqliteMetadata(tmp_path / "metadata.db", database)
-        opened.append(metadata)
-        await metadata.start()
-        return metadata
-
-    yield open_it
-    for metadata in opened:
-        if not metadata._thread._shutdown:
-            await metadata.close()
-
-
-def some_digest(n: int = 1) -> Digest:
-    return digest_of(str(n).encode())
-
-
-def some_manifest(*children: tuple[Digest, int]) -> Manifest:
-    layers = [{"mediaType": "a/b", "digest": str(digest), "size": size} for digest, size in children]
-    body = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": layers}
-    return parse_manifest(json.dumps(body).encode(), content_type=None)
-
-
-def some_tag(**changes: Any) -> TagRecord:
-    record = TagRecord(
-        repository=HERE,
-        tag=TAG,
-        digest=some_digest(),
-        media_type="application/vnd.oci.image.manifest.v1+json",
-        size=500,
-        origin="pulled",
-        checked_at=1000.5,
-        fresh_until=1060.5,
-    )
-    return replace(record, **changes)
-
+from mirror.oci.names import Tag, digest_of
+from tests.metadata import ELSEWHERE, HERE, ID, LOCAL, TAG, THERE, Open, some_digest, some_manifest, some_tag
 
 # ---- tags ----
 
@@ -254,7 +201,7 @@ def test_those_who_switch_a_new_database_to_wal_at_once_do_not_fail(tmp_path: Pa
         def switch(path: Path = tmp_path / f"{attempt}.db", together: threading.Barrier = together) -> None:
             with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
                 together.wait(30)
-                sqlite._enable_wal(connection)
+                database_module._enable_wal(connection)
                 assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
         with ThreadPoolExecutor(8) as threads:
@@ -277,14 +224,14 @@ async def test_the_database_of_another_root_is_refused(open_metadata: Open) -> N
 async def test_the_database_of_a_newer_version_is_refused_and_left_alone(open_metadata: Open, tmp_path: Path) -> None:
     await (await open_metadata()).close()
     database = sqlite3.connect(tmp_path / "metadata.db")
-    database.execute(f"PRAGMA user_version = {sqlite.VERSION + 1}")
+    database.execute(f"PRAGMA user_version = {VERSION + 1}")
     database.close()
     with pytest.raises(StorageFailed) as caught:
         await open_metadata()
     assert "newer version" in caught.value.message
     database = sqlite3.connect(tmp_path / "metadata.db")
-    assert database.execute("PRAGMA user_version").fetchone() == (sqlite.VERSION + 1,)
-    database.execute(f"PRAGMA user_version = {sqlite.VERSION}")
+    assert database.execute("PRAGMA user_version").fetchone() == (VERSION + 1,)
+    database.execute(f"PRAGMA user_version = {VERSION}")
     database.close()
     await open_metadata()
 
@@ -309,13 +256,13 @@ class Commits:
 
     def __init__(self, metadata: SqliteMetadata, patch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        real = metadata._commit
+        real = metadata._database._commit
 
         def commit(writes: list[Any]) -> Any:
             self.sizes.append(len(writes))
             return real(writes)
 
-        patch.setattr(metadata, "_commit", commit)
+        patch.setattr(metadata._database, "_commit", commit)
 
 
 async def test_what_is_asked_while_a_transaction_runs_goes_into_the_next_one_together(
@@ -373,9 +320,9 @@ async def test_a_full_disk(open_metadata: Open) -> None:
     loop = asyncio.get_running_loop()
 
     def limit(pages: int) -> None:
-        metadata._writer.execute(f"PRAGMA max_page_count = {pages}")
+        metadata._database._writer.execute(f"PRAGMA max_page_count = {pages}")
 
-    await loop.run_in_executor(metadata._thread, limit, 1)  # as many as there are already
+    await loop.run_in_executor(metadata._database._writing, limit, 1)  # as many as there are already
 
     async def fill() -> None:
         for n in range(1000):
@@ -387,7 +334,7 @@ async def test_a_full_disk(open_metadata: Open) -> None:
     assert caught.value.status == 507
     assert "full" in caught.value.message
     assert metadata.tag(HERE, TAG) == some_tag()  # reading goes on
-    await loop.run_in_executor(metadata._thread, limit, 10**6)
+    await loop.run_in_executor(metadata._database._writing, limit, 10**6)
     await metadata.put_tag(some_tag(size=2))  # and so does writing, when there is room again
     assert metadata.tag(HERE, TAG) == some_tag(size=2)
 
@@ -399,9 +346,9 @@ async def test_a_database_locked_by_something_else_is_a_storage_failure(
     await metadata.put_tag(some_tag())
 
     def hurry() -> None:
-        metadata._writer.execute("PRAGMA busy_timeout = 20")
+        metadata._database._writer.execute("PRAGMA busy_timeout = 20")
 
-    await asyncio.get_running_loop().run_in_executor(metadata._thread, hurry)
+    await asyncio.get_running_loop().run_in_executor(metadata._database._writing, hurry)
     other = sqlite3.connect(tmp_path / "metadata.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:

@@ -1,0 +1,197 @@
+"""``mirror store``: what is kept, into a backup and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from mirror.registry.backup import Report
+
+_REDRAW = 0.2  # seconds between two lines of progress
+
+
+@click.group()
+def store() -> None:
+    """Back up what was pushed, and restore it.
+
+    Exit status: 0 when all went well, 1 when there are problems, 2 when the command cannot be understood.
+    """
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options both commands have."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output instead of a summary."),
+        click.option(
+            "--root", metavar="DIR", help="Folder of the mirror. [default: what the configuration, or serve, has]"
+        ),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Configuration file (YAML), for storage.root.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@store.command()
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
+@_options
+def backup(destination: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:
+    """Back up everything pushed to the folder DEST, while the service runs or not.
+
+    DEST is new, empty or an earlier backup of the same root, to which only what is missing is copied. Interrupted, it
+    leaves the earlier backup as it was. Content whose file is missing or damaged is reported, and the rest backed up.
+    Content that was pulled through is not in it: it can be pulled again.
+    """
+    from mirror.wiring import build_backup
+
+    with _problems(as_json), _cleaning_up():
+        with _progress() as progress:
+            report = build_backup(_root(config_file, root)).backup(destination, progress)
+        _say(report, f"backed up {_contents(report)} to {destination}", as_json)
+
+
+@store.command()
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@_options
+def restore(source: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:
+    """Restore the backup in the folder SOURCE into a root that is new, empty or not served.
+
+    All of the backup is read first; when anything is wrong with it, nothing is changed. What else the root has stays;
+    a tag that is in both points at what the backup says afterwards, and its history says when that was. Interrupted,
+    restore again.
+    """
+    from mirror.registry.backup import open_backup
+    from mirror.server.owner import take_root
+    from mirror.wiring import build_restore
+
+    with _problems(as_json), ExitStack() as stack:
+        found = stack.enter_context(open_backup(source))
+        folder = _root(config_file, root)
+        owned = folder.exists()  # else a backup that is damaged would leave a root behind
+        if owned:
+            stack.callback(os.close, take_root(folder))
+        with _progress() as progress:
+            problems = found.verify(progress)
+            if problems:
+                raise _Refused(f"{source} is damaged: nothing was restored", problems)
+            if not owned:
+                stack.callback(os.close, take_root(folder))
+            report = build_restore(folder).restore(found, progress)
+        moved = f"; {_number(report.tags_moved, 'tag')} pointed elsewhere" if report.tags_moved else ""
+        _say(report, f"restored {_contents(report)} into {folder}{moved}", as_json)
+
+
+class _Refused(Exception):
+    """What keeps a command from being done. problems: why, one line each."""
+
+    def __init__(self, message: str, problems: list[str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+def _root(config_file: Path | None, root: str | None) -> Path:
+    """Return the root that is meant."""
+    from mirror.config import ConfigError, load_config
+
+    try:
+        return load_config(config_file, {"storage.root": root}).storage.root
+    except ConfigError as error:
+        raise _Refused("the configuration has problems", [str(problem) for problem in error.problems]) from error
+
+
+@contextmanager
+def _problems(as_json: bool) -> Iterator[None]:
+    """Say what keeps a command from being done, and end with 1."""
+    from mirror.oci.errors import RegistryError
+    from mirror.worker import StartupError
+
+    try:
+        yield
+    except (RegistryError, StartupError, _Refused) as error:
+        problems = error.problems if isinstance(error, _Refused) else []
+        for line in (*problems, f"mirror: {error}"):
+            click.echo(line, err=True)
+        if as_json:
+            click.echo(json.dumps({"problems": problems or [str(error)]}, indent=2))
+        sys.exit(1)
+
+
+def _say(report: Report, summary: str, as_json: bool) -> None:
+    """Say what was done. Ends with 1 when there were problems."""
+    for problem in report.problems:
+        click.echo(problem, err=True)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else summary)
+    if report.problems:
+        sys.exit(1)
+
+
+def _contents(report: Report) -> str:
+    has = report.backup
+    return (
+        f"{_number(has.repositories, 'repository', 'repositories')} with {_number(has.manifests, 'manifest')} and "
+        f"{_number(has.tags, 'tag')}, {_number(has.blobs, 'file')} of {has.bytes} bytes "
+        f"({report.copied} copied, {report.copied_bytes} bytes)"
+    )
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+class _Line:
+    """One line on a terminal that is drawn again and again; nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._drawn = 0.0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._shown and now - self._drawn >= _REDRAW:
+            self._drawn = now
+            percent = 100 * done // total if total else 100
+            click.echo(f"\r\x1b[K{doing} {percent} % of {total} bytes", err=True, nl=False)
+
+    def clear(self) -> None:
+        if self._shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+@contextmanager
+def _progress() -> Iterator[_Line]:
+    line = _Line()
+    try:
+        yield line
+    finally:
+        line.clear()
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that nothing of it is left in the root."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

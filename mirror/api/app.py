@@ -30,7 +30,7 @@ from mirror.api.access import admit, token
 from mirror.api.blobs import get_blob, head_blob
 from mirror.api.errors import respond
 from mirror.api.exchange import Exchange
-from mirror.api.incoming import condition_of, expect
+from mirror.api.incoming import condition_of, expect, unasked
 from mirror.api.lists import discover, get_catalog, get_history, get_referrers, get_tags
 from mirror.api.manifests import get_manifest, get_upstream_tags, put_manifest, subject
 from mirror.api.openapi import get_openapi
@@ -114,6 +114,7 @@ class _Api:
                 exchange.failure = error.message if isinstance(error, RegistryError) else type(error).__name__
             if not response.prepared:
                 exchange.mark(response)
+                unasked(request, response)
             status = response.status
             return response
         finally:
@@ -157,7 +158,7 @@ class _Api:
             case "discover":
                 return discover()
             case "openapi":
-                return get_openapi()
+                return get_openapi(request)
 
     async def _read(self, exchange: Exchange, path: Named, repository: Repository) -> web.StreamResponse:
         """Answer GET and HEAD of what a repository has."""
@@ -217,7 +218,7 @@ class _Api:
                     case "DELETE":
                         return await delete_upload(exchange, services.uploads, repository, path.session)
                     case _:
-                        return get_upload(exchange, services.uploads, repository, path.session)
+                        return await get_upload(exchange, services.uploads, repository, path.session)
             case _:
                 raise AssertionError("nothing is pushed there")
 
@@ -259,8 +260,7 @@ class _Api:
 
     def _check_registry(self, exchange: Exchange, prefix: str | None) -> None:
         """Make sure that the registry that is asked for is one we know: of another there is nothing to say."""
-        if prefix is not None or exchange.ns is not None:
-            self._services.router.route(ns=exchange.ns, host=None, prefix=prefix, name="any")
+        self._services.router.check(ns=exchange.ns, prefix=prefix)
 
     def _count(self, exchange: Exchange, status: int) -> None:
         metrics = self._metrics

@@ -11,6 +11,7 @@ from mirror.metadata.base import Condition
 from mirror.oci.errors import BlobUploadInvalid, ParameterInvalid, SizeInvalid
 
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
+_ASKED = web.RequestKey("asked", bool)
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -18,19 +19,40 @@ async def expect(request: web.Request) -> None:
     """Let ``Expect: 100-continue`` wait: nobody sends 40 GB only to be told that they may not."""
 
 
+def unasked(request: web.Request, response: web.StreamResponse) -> None:
+    """End the connection after a response to somebody who waits to be asked for the body, and was not.
+
+    What comes next on it would be the body, or the next request, and nobody could tell (RFC 9110 section 10.1.1).
+    """
+    if _waits(request):
+        response.force_close()
+        request.content.feed_eof()  # nothing to wait for
+
+
+def _waits(request: web.Request) -> bool:
+    expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    return expected and _ASKED not in request and request.can_read_body
+
+
 class RequestBody:
     """The body of a request, as it arrives. received: bytes so far."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._expected = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        self._waits = _waits(request)
         self.received = 0
+
+    @property
+    def length(self) -> int | None:
+        """Bytes the client says it sends, None when it does not say."""
+        return self._request.content_length
 
     async def read(self) -> bytes:
         """Return the next bytes, none at the end. Raises: BlobUploadInvalid when the connection broke off."""
         try:
-            if self._expected:
-                self._expected = False
+            if self._waits:
+                self._waits = False
+                self._request[_ASKED] = True
                 await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self._request.writer.output_size = 0
             data = await self._request.content.readany()

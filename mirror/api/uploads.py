@@ -73,9 +73,9 @@ async def put_upload(exchange: Exchange, uploads: UploadService, repository: Rep
     return _created(exchange, digest)
 
 
-def get_upload(exchange: Exchange, uploads: UploadService, repository: Repository, session: str) -> web.Response:
+async def get_upload(exchange: Exchange, uploads: UploadService, repository: Repository, session: str) -> web.Response:
     """Say where a session stands."""
-    return _session(exchange, session, uploads.offset(repository, session), 204)
+    return _session(exchange, session, await uploads.offset(repository, session), 204)
 
 
 async def delete_upload(

@@ -161,7 +161,11 @@ class PushService:
                 found = self._metadata.pushed_somewhere(digest)
             if not found or not await self._store.pin(digest):
                 return False
-            await self._metadata.push_blob(repository, digest)
+            try:
+                await self._metadata.push_blob(repository, digest)
+            except RegistryError:
+                await self._remove_if_unused(digest)
+                raise
             return True
         finally:
             lease.release()

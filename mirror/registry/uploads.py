@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 from mirror.metadata.base import MetadataStore
@@ -28,6 +30,7 @@ from mirror.oci.errors import (
     RegistryError,
     SessionBusy,
     SizeInvalid,
+    StorageFull,
 )
 from mirror.oci.names import Digest, Repository
 from mirror.registry.sharing import wait_for_lease
@@ -48,6 +51,8 @@ RECEIVE_WITHIN = 60.0
 """Seconds without a byte after which a request is given up. Its session stays."""
 TAKE_WITHIN = 15.0
 """Seconds a request waits for one before it on the same session."""
+LOOK_WITHIN = 3.0
+"""Seconds a question where a session stands waits for a request that sends to it."""
 LEASE_WITHIN = 20.0
 """Seconds to wait for the lease of a blob's kept name, which is held for no longer than a commit."""
 THREADS = 8
@@ -57,7 +62,10 @@ REMEMBER = 300.0
 
 
 class Incoming(Protocol):
-    """The body of a request."""
+    """The body of a request. length: bytes it is said to have, None when that is not said."""
+
+    @property
+    def length(self) -> int | None: ...
 
     async def read(self) -> bytes:
         """Return the next bytes, none at the end. Raises: ConnectionError when the client is gone."""
@@ -65,14 +73,14 @@ class Incoming(Protocol):
 
 
 class _Seen:
-    """What this worker remembers of a session."""
+    """What this worker remembers of a session. used: when its last request ended, infinite while one is going on."""
 
     __slots__ = ("catching_up", "hash", "used")
 
     def __init__(self, algorithm: str) -> None:
         self.hash = RunningHash(algorithm)
         self.catching_up: asyncio.Task[None] | None = None
-        self.used = time.monotonic()
+        self.used = math.inf
 
 
 class _Writer:
@@ -104,9 +112,13 @@ class _Writer:
             # No thread may use the file once it is closed, whoever is cancelled meanwhile.
             left = [task for task in (self._writing, self._syncing) if task is not None]
             await asyncio.gather(*left, return_exceptions=True)
+        if self._syncing is not None:
+            self._syncing.result()
 
     async def _hand_over(self) -> None:
         await self._written()
+        if self._syncing is not None and self._syncing.done():
+            self._syncing.result()
         pieces, self._pieces, self._collected = self._pieces, [], 0
         if pieces:
             self._writing = asyncio.create_task(run_in(self._threads, self._write_in_thread, pieces))
@@ -144,6 +156,7 @@ class UploadService:
         self._largest = largest
         self._expires = expires
         self._seen: dict[str, _Seen] = {}
+        self._catching_up: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="uploads")
         self._tidying: asyncio.Task[None] | None = None
 
@@ -152,7 +165,7 @@ class UploadService:
         self._tidying = asyncio.create_task(self._tidy(), name="expired uploads")
 
     async def close(self) -> None:
-        tasks = [seen.catching_up for seen in self._seen.values() if seen.catching_up]
+        tasks = list(self._catching_up)
         if self._tidying:
             tasks.append(self._tidying)
         for task in tasks:
@@ -166,12 +179,16 @@ class UploadService:
         """Begin a session (end-4a, end-4c). Returns its id."""
         return self._uploads.create(repository, algorithm)
 
-    def offset(self, repository: Repository, session: str) -> int:
-        """Return how many bytes a session has (end-13). Raises: BlobUploadUnknown (404)."""
-        size = self._uploads.size(repository, session)
-        if size is None:
-            raise _unknown(repository, session)
-        return size
+    async def offset(self, repository: Repository, session: str) -> int:
+        """Return how many bytes a session has (end-13). Raises: BlobUploadUnknown (404).
+
+        Who asks is about to go on: a request before, whose client is gone, has first to write what it got.
+        """
+        try:
+            (await self._take(repository, session, LOOK_WITHIN)).release()
+        except SessionBusy:
+            pass  # it is being sent to
+        return self._size(repository, session)
 
     async def receive(
         self, repository: Repository, session: str, body: Incoming, span: tuple[int, int] | None = None
@@ -182,18 +199,11 @@ class UploadService:
         Raises: BlobUploadUnknown (404); ChunkOutOfOrder (416); SizeInvalid (400) when there is more or less than the
         span says; BlobTooLarge (413); SessionBusy (409); StorageFull, StorageFailed.
         """
-        lease = await self._take(repository, session)
-        try:
-            upload = self._open(repository, session)
-            try:
-                known = self._seen.get(session)
-                seen = self._remember(session, upload, known.hash.algorithm if known else algorithm_of(session))
-                await self._append(session, seen, upload, body, span)
-                return upload.size
-            finally:
-                upload.close()
-        finally:
-            lease.release()
+        async with self._turn(repository, session) as upload:
+            known = self._seen.get(session)
+            seen = self._remember(session, upload, known.hash.algorithm if known else algorithm_of(session))
+            await self._append(session, seen, upload, body, span)
+            return upload.size
 
     async def finish(
         self,
@@ -207,19 +217,14 @@ class UploadService:
 
         Raises: as ``receive``; DigestInvalid (400), and the session is over.
         """
-        if self._uploads.size(repository, session) is None and self._metadata.may_read(repository, digest):
-            return  # the answer to the same request before got lost
-        lease = await self._take(repository, session)
         try:
-            upload = self._open(repository, session)
-            try:
+            async with self._turn(repository, session) as upload:
                 seen = self._remember(session, upload, digest.algorithm)
                 await self._append(session, seen, upload, body, span)
                 await self._commit(repository, session, digest, seen, upload)
-            finally:
-                upload.close()
-        finally:
-            lease.release()
+        except BlobUploadUnknown:
+            if not await self._finished(repository, session, digest):
+                raise
 
     async def push(self, repository: Repository, digest: Digest, body: Incoming) -> None:
         """Take a whole blob in one request (end-4b). Raises: as ``finish``; nothing of a failure stays."""
@@ -227,35 +232,56 @@ class UploadService:
         try:
             await self.finish(repository, session, digest, body)
         except BaseException:
-            self._end(repository, session)
+            await self._end(repository, session)
             raise
 
     async def cancel(self, repository: Repository, session: str) -> None:
         """End a session (end-14). Raises: BlobUploadUnknown (404); SessionBusy (409)."""
         lease = await self._take(repository, session)
         try:
-            self.offset(repository, session)
-            self._end(repository, session)
+            self._size(repository, session)
+            await self._end(repository, session)
         finally:
             lease.release()
 
     # ---- one request's turn ----
 
-    async def _take(self, repository: Repository, session: str) -> Lease:
+    @asynccontextmanager
+    async def _turn(self, repository: Repository, session: str) -> AsyncIterator[UploadFile]:
+        """Have a session to oneself. Raises: BlobUploadUnknown (404); SessionBusy (409)."""
+        lease = await self._take(repository, session)
+        try:
+            upload = self._uploads.open(repository, session)
+            if upload is None:  # it ended while we waited for its lease
+                raise _unknown(repository, session)
+            try:
+                yield upload
+            finally:
+                upload.close()
+                if upload.lost:
+                    await self._end(repository, session)
+        finally:
+            lease.release()
+            if (seen := self._seen.get(session)) is not None:
+                seen.used = time.monotonic()
+
+    def _size(self, repository: Repository, session: str) -> int:
+        size = self._uploads.size(repository, session)
+        if size is None:
+            raise _unknown(repository, session)
+        return size
+
+    async def _take(self, repository: Repository, session: str, within: float | None = None) -> Lease:
         """Wait for the lease of a session; who has it and hears nothing from its client gives it up."""
-        self.offset(repository, session)
-        key = lease_key(session)
-        lease = self._leases.try_acquire(key)
-        if lease is not None:
-            return lease
+        self._size(repository, session)
 
         def still_waiting() -> bool:
             self._uploads.want(session)  # again and again: others who waited take theirs away
             return False
 
         try:
-            async with asyncio.timeout(TAKE_WITHIN):
-                lease = await wait_for_lease(self._leases, key, still_waiting)
+            async with asyncio.timeout(within or TAKE_WITHIN):
+                lease = await wait_for_lease(self._leases, lease_key(session), still_waiting)
         except TimeoutError:
             raise SessionBusy(f"another request is sending to the upload session {session}; wait for its end") from None
         finally:
@@ -263,11 +289,18 @@ class UploadService:
         assert lease is not None, "there is no other end to wait for"
         return lease
 
-    def _open(self, repository: Repository, session: str) -> UploadFile:
-        upload = self._uploads.open(repository, session)
-        if upload is None:  # it ended while we waited for its lease
-            raise _unknown(repository, session)
-        return upload
+    async def _finished(self, repository: Repository, session: str, digest: Digest) -> bool:
+        """Say whether a request before, whose answer got lost, made the blob of a session that is not here."""
+        if self._metadata.may_read(repository, digest):
+            return True
+        try:
+            async with asyncio.timeout(TAKE_WITHIN):  # it may be on its way from the blob's name to its row
+                lease = await wait_for_lease(self._leases, lease_key(session), lambda: False)
+        except TimeoutError:
+            return False
+        if lease is not None:
+            lease.release()
+        return self._metadata.may_read(repository, digest)
 
     async def _append(
         self, session: str, seen: _Seen, upload: UploadFile, body: Incoming, span: tuple[int, int] | None
@@ -279,7 +312,7 @@ class UploadService:
                 offset=upload.size,
             )
         left = self._largest - upload.size if span is None else span[1] - span[0] + 1
-        if span is not None and span[1] >= self._largest:
+        if (span is not None and span[1] >= self._largest) or (span is None and (body.length or 0) > left):
             raise self._too_large()
         writer = _Writer(self._threads, upload, seen.hash)
         try:
@@ -316,7 +349,7 @@ class UploadService:
         await self._catch_up(seen, upload)
         actual = seen.hash.digest()
         if seen.hash.hashed != upload.size or actual != digest:
-            self._end(repository, session)
+            await self._end(repository, session)
             raise DigestInvalid(
                 f"the {upload.size} bytes sent are those of {actual}, not of {digest}; begin a new upload",
                 detail={"digest": str(digest), "actual": str(actual), "size": upload.size},
@@ -324,15 +357,20 @@ class UploadService:
         await self._run(upload.sync_in_thread)
         lease = await _kept(self._leases, digest)
         try:
-            await self._run(self._uploads.keep_in_thread, upload, digest)
-            await self._metadata.push_blob(repository, digest)
+            fresh = await self._run(self._uploads.keep_in_thread, upload, digest)
+            try:
+                await self._metadata.push_blob(repository, digest)
+            except StorageFull:
+                if fresh:  # there is no row, and there is one more try when there is space again
+                    await self._run(self._uploads.take_back_in_thread, upload, digest)
+                raise
         finally:
             lease.release()
-        self._forget(session)
+        await self._end(repository, session)
 
-    def _end(self, repository: Repository, session: str) -> None:
-        self._uploads.remove(repository, session)
+    async def _end(self, repository: Repository, session: str) -> None:
         self._forget(session)
+        await self._run(self._uploads.remove_in_thread, repository, session)
 
     def _too_large(self) -> BlobTooLarge:
         return BlobTooLarge(f"the blob is larger than {self._largest} bytes (limits.blob)")
@@ -345,22 +383,26 @@ class UploadService:
         if seen is None or seen.hash.algorithm != algorithm or seen.hash.hashed > upload.size:
             self._forget(session)
             seen = self._seen[session] = _Seen(algorithm)
-        seen.used = time.monotonic()
+        seen.used = math.inf
+        seen.hash.known = upload.size
         if seen.hash.hashed < upload.size and seen.catching_up is None:
             seen.catching_up = asyncio.create_task(self._catch_up_alone(seen, upload.path), name="upload hash")
+            self._catching_up.add(seen.catching_up)
+            seen.catching_up.add_done_callback(self._catching_up.discard)
         return seen
 
     async def _catch_up_alone(self, seen: _Seen, path: str) -> None:
         """Hash what a session's file has, whether or not a request is under way."""
         try:
-            fd = await self._run(_open_for_reading, path)
-            if fd >= 0:
-                try:
-                    while await self._run(seen.hash.step_in_thread, fd):
-                        pass
-                finally:
-                    await self._run(os.close, fd)
-        except OSError as error:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while await self._run(seen.hash.step_in_thread, fd):
+                    pass
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            pass  # it ended
+        except (OSError, RegistryError) as error:
             log.warning("an upload cannot be hashed yet: %s", error)  # whoever finishes it will hear of it
         finally:
             seen.catching_up = None
@@ -393,7 +435,7 @@ class UploadService:
                 log.error("%s", error.message)
             stale = time.monotonic() - REMEMBER
             for session, seen in list(self._seen.items()):
-                if seen.used < stale:
+                if seen.used < stale and seen.catching_up is None:
                     self._forget(session)
             await asyncio.sleep(min(max(self._expires / 4, 1.0), 60.0))
 
@@ -407,14 +449,6 @@ async def _kept(leases: Leases, digest: Digest) -> Lease:
         raise Busy(f"{digest} is being stored or deleted by others; try again") from None
     assert lease is not None, "there is no other end to wait for"
     return lease
-
-
-def _open_for_reading(path: str) -> int:
-    """Return a descriptor, -1 when there is no such file any more."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return -1
 
 
 def _unknown(repository: Repository, session: str) -> BlobUploadUnknown:

@@ -45,6 +45,8 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     """
     try:
         root = await in_thread(open_root, config.storage.root)
+        gate = Gate(config.access, secret=root.secret, listen=config.listen)
+        await gate.start()
         metadata = SqliteMetadata(root.metadata, root.database)
         await metadata.start()
         residency = Residency(root.index)
@@ -53,8 +55,6 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         leases = FileLeases(root.locks, root.secret)
         await in_thread(store.sweep, leases)
         await in_thread(remove_leftovers, root)
-        gate = Gate(config.access, secret=root.secret, listen=config.listen)
-        await gate.start()
     except StorageFailed as error:
         raise StartupError(error.message) from error
     packages = None
@@ -112,7 +112,13 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     )
     app = build_api(
         Services(
-            router=Router(config.upstreams, config.default_upstream, config.local, config.names),
+            router=Router(
+                config.upstreams,
+                config.default_upstream,
+                config.local,
+                config.names,
+                packaged=packages.owns if packages is not None else lambda _: False,
+            ),
             gate=gate,
             blobs=blobs,
             manifests=manifests,

@@ -49,7 +49,6 @@ class Passwords:
         self._right: TTLCache[bytes, bool] = TTLCache(4096, REMEMBERED, timer=clock)
         self._wrong: TTLCache[bytes, bool] = TTLCache(4096, REFUSED, timer=clock)
         self._threads = ThreadPoolExecutor(THREADS, "mirror-bcrypt", initializer=_step_back)
-        self._free = asyncio.Semaphore(THREADS)
         self._lines: dict[str, _Line] = {}
 
     async def verify(self, login: Login, client: str | None) -> User | None:
@@ -70,7 +69,7 @@ class Passwords:
             right = key in self._right
             if not right and key not in self._wrong:  # nobody has checked it while this one waited
                 loop = asyncio.get_running_loop()
-                right = await loop.run_in_executor(self._threads, _check, login.password, hashed) and user is not None
+                right = await loop.run_in_executor(self._threads, _check, login.password, hashed)
                 (self._right if right else self._wrong)[key] = True
         now = self._users.get(login.name)  # the file may have changed meanwhile
         return now if right and now is not None and now.hash == hashed else None
@@ -92,14 +91,14 @@ class Passwords:
 
     @asynccontextmanager
     async def _turn(self, client: str | None) -> AsyncIterator[None]:
-        """Wait for a free thread. A client that floods us stands in a line of its own."""
+        """Wait until no other check of the client is under way: who floods us waits in a line of its own."""
         name = _network_of(client)
         line = self._lines.setdefault(name, _Line())
         if line.waiting >= WAITING:
             raise Busy("too many logins at once from this address; try again in a moment")
         line.waiting += 1
         try:
-            async with line.first, self._free:
+            async with line.first:
                 yield
         finally:
             line.waiting -= 1

@@ -17,6 +17,7 @@ from mirror.access.credentials import Login, Malformed, Token, parse_authorizati
 from mirror.access.identity import ANONYMOUS, Action, Principal
 from mirror.access.listeners import through_loopback
 from mirror.access.policy import Policy
+from mirror.access.recent import Recent
 from mirror.access.tokens import Issued, TokenInvalid, Tokens
 from mirror.access.users import User, Users
 from mirror.config import Access, ListenAddress
@@ -27,6 +28,9 @@ log = logging.getLogger("mirror.access")
 
 TOKEN_PATH = "/v2/_mirror/auth/token"
 """Where tokens are given, below the base URL."""
+AGAIN = 60.0
+"""Seconds a header that was right is not looked into again."""
+_INVALID = "invalid_token"
 _BASIC = 'Basic realm="mirror"'
 _SCOPE = re.compile(r"[A-Za-z0-9._:/,*-]{1,1000}")
 
@@ -51,6 +55,7 @@ class Gate:
         self._tokens = Tokens(secret, service=service)
         self._users = Users(settings.htpasswd_file, clock=clock) if settings.htpasswd_file is not None else None
         self._passwords = None if self._users is None else Passwords(self._users, secret=secret, clock=clock)
+        self._recent = Recent(self._users, clock=clock)
         self._open = self._users is None and self._policy.everywhere
         self._bearer = self._users is not None and self._policy.anonymous_pull
 
@@ -100,28 +105,20 @@ class Gate:
         if self._users is None:
             policy.check(ANONYMOUS, action, loopback=loopback)
             return ANONYMOUS
-        if authorization is None:
-            given, principal = None, ANONYMOUS
-        else:
+        principal, by_token = ANONYMOUS, False
+        if authorization is not None:
+            if self._users.due():
+                await self._users.refresh()
+            known = self._recent.get(authorization)
             try:
-                given = parse_authorization(authorization)
-                principal = await self._identify(given, client)
-            except (Malformed, TokenInvalid) as error:
-                reason = "invalid_token" if isinstance(error, TokenInvalid) else ""
-                raise self._unauthorized(_WRONG[type(error)], base, scope, reason) from None
-            except _WrongLogin:
-                raise self._unauthorized("the user name or the password is wrong", base, scope) from None
+                principal, by_token = (known, False) if known else await self._identify(authorization, client)
+            except _Refused as refused:
+                raise self._unauthorized(str(refused), base, scope, refused.error) from None
         if policy.check(principal, action, loopback=loopback):
             return principal
-        by_token = isinstance(given, Token)
         if by_token and action is Action.LOGIN and policy.anonymous_pull:
             return principal  # a token of ours, if only of anybody
-        raise self._unauthorized(
-            "log in to do this" if policy.anonymous_pull else "log in first",
-            base,
-            scope,
-            "insufficient_scope" if by_token else "",
-        )
+        raise self._unauthorized("log in to do this", base, scope, "insufficient_scope" if by_token else "")
 
     async def issue(
         self, *, authorization: str | None = None, login: Login | None = None, client: str | None
@@ -133,52 +130,44 @@ class Gate:
         self._policy.check_client(client)
         if self._users is None:
             return self._tokens.issue(None)
+        if self._users.due():
+            await self._users.refresh()
         try:
-            given = login if login is not None else parse_authorization(authorization)
+            given = login or _parse(authorization)
             if isinstance(given, Token):
-                raise Malformed
-            if given is None:
-                if not self._policy.anonymous_pull:
-                    raise Unauthorized("log in first", challenge=_BASIC)
-                return self._tokens.issue(None)
-            return self._tokens.issue(await self._user(given, client))
-        except Malformed:
-            raise Unauthorized("a token is given for a login by Basic", challenge=_BASIC) from None
-        except _WrongLogin:
-            raise Unauthorized("the user name or the password is wrong", challenge=_BASIC) from None
+                raise _Refused("a token is given for a login by Basic, not for another token")
+            if given is None and not self._policy.anonymous_pull:
+                raise _Refused("log in to get a token")
+            return self._tokens.issue(await self._user(given, client) if given is not None else None)
+        except _Refused as refused:
+            raise Unauthorized(str(refused), challenge=_BASIC) from None
 
-    async def _identify(self, given: Login | Token | None, client: str | None) -> Principal:
-        match given:
+    async def _identify(self, header: str, client: str | None) -> tuple[Principal, bool]:
+        """Return who sent a header, and whether by a token of ours. Raises: _Refused."""
+        match _parse(header):
             case None:
-                return ANONYMOUS
-            case Login():
-                return Principal(name=(await self._user(given, client)).name)
-            case Token():
-                return await self._bearer_of(given)
+                return ANONYMOUS, False
+            case Login() as login:
+                return self._recent.put(header, await self._user(login, client), AGAIN), False
+            case Token(text):
+                try:
+                    claims = self._tokens.verify(text)
+                except TokenInvalid:
+                    raise _Refused("the token is none of ours, or is over; ask for a new one", _INVALID) from None
+                if claims.name is None:
+                    return ANONYMOUS, True
+                assert self._users is not None
+                user = self._users.get(claims.name)
+                if user is None or self._tokens.fingerprint(user) != claims.fingerprint:
+                    raise _Refused("the token's user or password is no more; log in again", _INVALID)
+                return self._recent.put(header, user, min(AGAIN, self._tokens.seconds_left(claims))), True
 
     async def _user(self, login: Login, client: str | None) -> User:
-        users, passwords = self._users, self._passwords
-        assert users is not None
-        assert passwords is not None
-        if users.due():
-            await users.refresh()
-        user = await passwords.verify(login, client)
+        assert self._passwords is not None
+        user = await self._passwords.verify(login, client)
         if user is None:
-            raise _WrongLogin
+            raise _Refused("the user name or the password is wrong")
         return user
-
-    async def _bearer_of(self, token: Token) -> Principal:
-        users = self._users
-        assert users is not None
-        claims = self._tokens.verify(token.text)
-        if claims.name is None:
-            return ANONYMOUS
-        if users.due():
-            await users.refresh()
-        user = users.get(claims.name)
-        if user is None or self._tokens.fingerprint(user) != claims.fingerprint:
-            raise TokenInvalid("of a user who is gone, or of an older password")
-        return Principal(name=user.name)
 
     def _unauthorized(self, message: str, base: str, scope: str | None, error: str = "") -> Unauthorized:
         if not self._bearer:
@@ -191,11 +180,16 @@ class Gate:
         return Unauthorized(message, challenge=challenge)
 
 
-class _WrongLogin(Exception):
-    """Nobody has this name and this password."""
+class _Refused(Exception):
+    """What was said is wrong, and why. error: of a token (RFC 6750 section 3.1)."""
+
+    def __init__(self, message: str, error: str = "") -> None:
+        super().__init__(message)
+        self.error = error
 
 
-_WRONG: dict[type[Exception], str] = {
-    Malformed: "the Authorization header cannot be read; it takes Basic or Bearer",
-    TokenInvalid: "the token is none of ours, is over, or its user or password is no more; ask for a new one",
-}
+def _parse(header: str | None) -> Login | Token | None:
+    try:
+        return parse_authorization(header)
+    except Malformed as error:
+        raise _Refused(f"the Authorization header cannot be read: {error}") from None

@@ -75,6 +75,10 @@ class Tokens:
             known = self._verified[key] = self._decode(token)
         return known
 
+    def seconds_left(self, claims: Claims) -> float:
+        """Return for how long a token is still good."""
+        return claims.expires - self._clock()
+
     def fingerprint(self, user: User) -> str:
         """Return what changes with the user's password, and says nothing about it."""
         return hashlib.blake2b(user.hash, key=self._fingerprints, digest_size=12).hexdigest()
@@ -89,7 +93,7 @@ class Tokens:
                 # by our own clock, below; a clock that was set back makes no token one of the future
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
             )
-        except Exception as error:  # what is sent is anything: lists a thousand deep are a RecursionError
+        except Exception as error:  # a thousand brackets are a RecursionError, which not every version of jwt catches
             raise TokenInvalid(type(error).__name__) from None
         name, fingerprint, expires = found.get("sub"), found.get(_FINGERPRINT, ""), found["exp"]
         if not isinstance(expires, (int, float)) or expires <= self._clock():

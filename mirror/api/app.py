@@ -132,14 +132,14 @@ class _Api:
             case OperationPath():
                 return await operate(path.operation, self._worker)
             case Root():
-                await admit(request, self._services.gate, Action.LOGIN, None)
+                await self._admit(exchange, Action.LOGIN, None)
                 self._check_registry(exchange, path.prefix)
                 return web.json_response({})
             case RegistryPath():
                 return await self._of_registry(exchange, path)
         exchange.name = path.name
         if request.method in READS and not isinstance(path, SessionPath):
-            await admit(request, self._services.gate, Action.PULL, f"repository:{path.name}:pull")
+            await self._admit(exchange, Action.PULL, f"repository:{path.name}:pull")
             return await self._read(exchange, path, self._route(exchange, path))
         if request.method == "DELETE" and not isinstance(path, SessionPath):
             return await self._delete(exchange, path)
@@ -150,7 +150,7 @@ class _Api:
         request, gate = exchange.request, self._services.gate
         if path.what == "token":
             return await token(request, gate)
-        await admit(request, gate, Action.PULL, "registry:catalog:*" if path.what == "catalog" else None)
+        await self._admit(exchange, Action.PULL, "registry:catalog:*" if path.what == "catalog" else None)
         self._check_registry(exchange, path.prefix)
         match path.what:
             case "catalog":
@@ -194,11 +194,8 @@ class _Api:
         """Answer what adds something to a repository, and the sessions that do."""
         request, services = exchange.request, self._services
         parse_name(path.name)
-        await admit(request, services.gate, Action.PUSH, f"repository:{path.name}:pull,push")
-        try:
-            repository: Repository | None = self._route(exchange, path)
-        except NameUnknown:
-            repository = None
+        await self._admit(exchange, Action.PUSH, f"repository:{path.name}:pull,push")
+        repository = self._try_route(exchange, path)
         services.pushes.check_writable(repository, path.name)
         assert repository is not None, "checked just now"
         match path:
@@ -225,9 +222,12 @@ class _Api:
     async def _delete(self, exchange: Exchange, path: Named) -> web.StreamResponse:
         """Delete what was pushed, purge what was pulled through (end-9, end-10)."""
         services = self._services
-        repository = self._route(exchange, path)
-        action = Action.DELETE if repository.source is None else Action.PURGE
-        await admit(exchange.request, services.gate, action, f"repository:{path.name}:delete")
+        parse_name(path.name)
+        repository = self._try_route(exchange, path)
+        action = Action.PURGE if repository is not None and repository.source is not None else Action.DELETE
+        await self._admit(exchange, action, f"repository:{path.name}:delete")
+        if repository is None:
+            repository = self._route(exchange, path)  # says why there is none
         services.pushes.check_deletable(repository)
         match path:
             case ManifestPath():
@@ -240,6 +240,17 @@ class _Api:
             case _:
                 raise AssertionError("nothing is deleted there")
         return web.Response(status=202)
+
+    async def _admit(self, exchange: Exchange, action: Action, scope: str | None) -> None:
+        """Let a request through, or say why not; and note whose it is."""
+        exchange.user = (await admit(exchange.request, self._services.gate, action, scope)).name
+
+    def _try_route(self, exchange: Exchange, path: Named) -> Repository | None:
+        """Return the repository a path means; None when it means none that we know."""
+        try:
+            return self._route(exchange, path)
+        except NameUnknown:
+            return None
 
     def _route(self, exchange: Exchange, path: Named) -> Repository:
         host = exchange.request.headers.get("Host")

@@ -22,7 +22,8 @@ class Exchange:
 
     request_id: the client's X-Request-Id if it is one, else ours. upstream: of the repository, "local" for none.
     name: of the repository, as the client says it. sent, received: bytes of bodies.
-    kind: "manifest", "tag", "blob" for the cache counts. cache: the value of Cache-Status (RFC 9211).
+    user: who has logged in. kind: "manifest", "tag", "blob" for the cache counts. cache: the value of Cache-Status
+    (RFC 9211).
     """
 
     request: web.Request
@@ -36,6 +37,7 @@ class Exchange:
     cache: str | None = None
     hit: bool | None = None
     ns: str | None = None
+    user: str | None = None
     sent: int = 0
     received: int = 0
     name: str = ""
@@ -79,7 +81,7 @@ class Exchange:
         }
         if self.received:
             fields["received"] = self.received
-        for name in ("upstream", "repository", "reference", "digest", "cache", "failure"):
+        for name in ("user", "upstream", "repository", "reference", "digest", "cache", "failure"):
             value = getattr(self, name)
             if value is not None:
                 fields[name] = value

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mirror import metrics
+from mirror.access.advice import advice
 from mirror.config import Config
 from mirror.server import child
 from mirror.server.board import Board, Phase
@@ -198,6 +199,9 @@ class _Supervisor:
             }
             url = reservation.url("https" if self._tls else "http")
             log.info("listening on %s", url, extra={"fields": fields})
+        config = self._config
+        for line in advice(config.access, config.upstreams, config.listen, tls=config.tls is not None):
+            log.warning("%s", line)
 
     # ---- waiting and minding ----
 

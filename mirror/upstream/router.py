@@ -6,11 +6,11 @@ The world is closed: what a request says is looked up among the configured upstr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mirror import config
 from mirror.oci.errors import NameUnknown
-from mirror.oci.names import Repository, parse_name
+from mirror.oci.names import Repository, RepositoryName, parse_name
 
 DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 """Three names of one registry, whose official images are asked for by one-part names."""
@@ -28,13 +28,15 @@ class Router:
         default: str | None,
         local: Sequence[str],
         names: Sequence[str] = (),
+        packaged: Callable[[RepositoryName], bool] = lambda _: False,
     ) -> None:
         """Prepare the lookup.
 
         upstreams: by configured name. default: the name of the one for everything else, None for none.
         names: hosts that mean this registry itself: what names them is as if it named none.
         local: globs of names that are our own; ``*`` is within one part, ``**`` any number of parts.
-        Raises: ValueError when two upstreams claim one name, or the default is not configured.
+        packaged: says of a name that it is of the packages folder, and so our own as well.
+        Raises: ValueError when one name means two registries, or the default is not configured.
         """
         if default is not None and default not in upstreams:
             raise ValueError(f"default_upstream: {default} is not one of upstreams")
@@ -48,11 +50,15 @@ class Router:
                     raise ValueError(f"upstreams: {alias} means both {self._by_alias[key]} and {name}")
                 if key in DOCKER_HUB:
                     self._hub.add(name)
+        self._packaged = packaged
+        self._own = {_key(own) for own in names}
+        for own in names:
+            if (source := self._by_alias.get(_key(own))) is not None:
+                raise ValueError(f"names: {own} means the upstream {source}")
         if len(self._hub) == 1:
-            for alias in DOCKER_HUB:
+            for alias in set(DOCKER_HUB) - self._own:
                 self._by_alias.setdefault(alias, next(iter(self._hub)))
         self._local = [_glob(pattern) for pattern in local]
-        self._own = {_key(own) for own in names}
 
     def route(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Repository:
         """Return the repository a request is about.
@@ -69,12 +75,12 @@ class Router:
         if prefix and _key(prefix) not in self._own:
             return self._at(self._named(prefix), name)
         first, slash, rest = name.partition("/")
-        if slash and _key(first) in self._own:
+        if slash and _key(first) in self._own and (self._is_local(rest) or not self._is_local(name)):
             name = rest
             first, slash, rest = name.partition("/")
         if slash and (source := self._by_alias.get(_key(first))):
             return self._repository(source, rest)
-        if any(pattern.fullmatch(name) for pattern in self._local):
+        if self._is_local(name):
             return Repository(None, parse_name(name))
         if slash and _looks_like_host(first):
             raise _not_configured(first)
@@ -86,11 +92,23 @@ class Router:
             )
         return self._repository(self._default, name)
 
+    def check(self, *, ns: str | None, prefix: str | None) -> None:
+        """Make sure that a request which names no repository is about a registry we know, or ourselves.
+
+        Raises: NameUnknown (404 NAME_UNKNOWN).
+        """
+        named = next((registry for registry in (ns, prefix) if registry and _key(registry) not in self._own), None)
+        if named is not None:
+            self._named(named)
+
     def _named(self, registry: str) -> str:
         source = self._by_alias.get(_key(registry))
         if source is None:
             raise _not_configured(registry)
         return source
+
+    def _is_local(self, name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in self._local) or self._packaged(RepositoryName(name))
 
     def _by_host(self, host: str) -> str | None:
         key = _key(host)

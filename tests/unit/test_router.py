@@ -171,3 +171,88 @@ def test_one_name_means_one_upstream() -> None:
         Router({"quay.io": UPSTREAMS["quay.io"], "x": Upstream(url="http://x.example", names=("quay.io",))}, None, [])
     with pytest.raises(ValueError, match="default_upstream"):
         Router(UPSTREAMS, "ghcr.io", [])
+
+
+# ---- ourselves ----
+
+OURS = ["registry.corp", "registry.corp:5000", "me", "[::1]:5000"]
+
+
+@pytest.fixture(params=["docker.io", None], ids=["with a default", "without one"])
+def named(request: pytest.FixtureRequest) -> Router:
+    return Router(UPSTREAMS, request.param, ["local/**", "me/**"], OURS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"ns": "registry.corp", "name": "local/x"}, "(local) local/x"),
+        ({"ns": "Registry.CORP:5000", "name": "local/x"}, "(local) local/x"),
+        ({"ns": "[::1]:5000", "name": "local/x"}, "(local) local/x"),
+        ({"ns": "registry.corp", "name": "registry.corp/local/x"}, "(local) local/x"),
+        ({"ns": "registry.corp", "name": "quay.io/local/x"}, "quay.io local/x"),
+        ({"ns": "registry.corp", "prefix": "quay.io", "name": "local/x"}, "quay.io local/x"),
+        ({"ns": "registry.corp", "host": "quay.io", "name": "local/x"}, "quay.io local/x"),
+        ({"ns": "quay.io", "host": "registry.corp", "name": "local/x"}, "quay.io local/x"),
+        ({"host": "registry.corp", "name": "local/x"}, "(local) local/x"),
+        ({"host": "registry.corp:443", "name": "local/x"}, "(local) local/x"),
+        ({"host": "registry.corp", "prefix": "quay.io", "name": "x"}, "quay.io x"),
+        ({"prefix": "registry.corp", "name": "local/x"}, "(local) local/x"),
+        ({"prefix": "REGISTRY.corp", "name": "gcr.io/x"}, "gcr.io x"),
+        ({"name": "registry.corp/local/x"}, "(local) local/x"),
+        ({"name": "registry.corp:5000/local/x/y"}, "(local) local/x/y"),
+        ({"name": "registry.corp/gcr.io/x"}, "gcr.io x"),
+        ({"name": "me/local/x"}, "(local) local/x"),
+        ({"name": "me/x"}, "(local) me/x"),  # a local name, whatever else its first part means
+        ({"name": "registry.corp/me/x"}, "(local) me/x"),
+    ],
+    ids=str,
+)
+def test_what_names_ourselves_is_as_if_it_named_nobody(named: Router, asked: dict[str, str], meant: str) -> None:
+    assert ask(named, **asked) == meant
+
+
+def test_what_names_ourselves_and_is_not_local_is_the_default_s() -> None:
+    router = Router(UPSTREAMS, "docker.io", ["local/**"], OURS)
+    for asked in ({"ns": "me"}, {"host": "me"}, {"prefix": "me"}, {"ns": "me", "host": "me", "prefix": "me"}):
+        assert ask(router, "x", **asked) == "docker.io library/x"
+    assert ask(router, "registry.corp/a/b") == "docker.io a/b"
+    with pytest.raises(NameUnknown, match="default_upstream"):
+        ask(Router(UPSTREAMS, None, ["local/**"], OURS), "registry.corp/a/b")
+
+
+@pytest.mark.parametrize("name", ["registry.corp/", "registry.corp//local/x", "registry.corp/local/", "me/../local/x"])
+def test_a_name_after_our_own_is_checked_like_any(named: Router, name: str) -> None:
+    with pytest.raises((NameInvalid, NameUnknown)):
+        ask(named, name)
+
+
+def test_a_host_that_is_not_among_our_names_is_a_stranger(named: Router) -> None:
+    for asked in ({"ns": "registry.corp:80"}, {"prefix": "registry"}, {"ns": "registry.corp.evil"}):
+        with pytest.raises(NameUnknown):
+            ask(named, "local/x", **asked)
+
+
+def test_no_name_is_ours_and_an_upstream_s() -> None:
+    with pytest.raises(ValueError, match=r"names: QUAY\.io means the upstream quay\.io"):
+        Router(UPSTREAMS, None, [], ["QUAY.io"])
+    router = Router(UPSTREAMS, "docker.io", ["**"], ["index.docker.io"])  # a name docker.io has when nobody else does
+    assert ask(router, "x", host="index.docker.io") == ask(router, "x", ns="index.docker.io") == "(local) x"
+    assert ask(router, "x", host="registry-1.docker.io") == "docker.io library/x"
+
+
+def test_a_registry_as_a_whole(named: Router) -> None:
+    """Without a repository as well: ours and those that are configured are known, others are not."""
+    for ns, prefix in (
+        (None, None),
+        ("me", None),
+        (None, "registry.corp"),
+        ("QUAY.io", None),
+        (None, "corp"),
+        ("", ""),
+    ):
+        named.check(ns=ns, prefix=prefix)
+    named.check(ns="quay.io", prefix="nowhere")  # what comes first decides
+    for ns, prefix in (("nowhere", None), (None, "nowhere"), ("me", "nowhere"), ("nowhere", "me")):
+        with pytest.raises(NameUnknown, match="nowhere"):
+            named.check(ns=ns, prefix=prefix)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mirror.metadata.base import MetadataStore
-from mirror.oci.errors import BlobUnknown, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
+from mirror.oci.errors import BlobUnknown, StorageFailed, UpstreamFailed, UpstreamInvalid, UpstreamTimeout
 from mirror.oci.names import Digest, Repository
 from mirror.packages.base import Packages
 from mirror.registry.body import Body, StoredBody
@@ -147,7 +147,8 @@ class BlobService:
 
         Raises: BlobUnknown when it may not; UpstreamError when nobody can say.
         """
-        await self._confirm(repository, digest, self._store.stat(digest))
+        if not self._packaged(repository):
+            await self._confirm(repository, digest, self._store.stat(digest))
 
     def touch(self, digest: Digest) -> None:
         """Note that a client still uses content, though it did not need the bytes."""
@@ -156,6 +157,12 @@ class BlobService:
     def present(self, digest: Digest) -> bool:
         """Say whether the bytes are here, whoever may read them."""
         return self._store.stat(digest) is not None
+
+    def has(self, repository: Repository, digest: Digest) -> bool:
+        """Say whether the bytes are here for a repository, if it may read them."""
+        if self._packages is not None and self._packaged(repository):
+            return self._packages.size(repository.name, digest) is not None
+        return self.present(digest)
 
     async def close(self) -> None:
         await self._shared.close()
@@ -209,8 +216,15 @@ class BlobService:
     def _upstream(self, repository: Repository, digest: Digest) -> Upstream:
         upstream = self._upstreams.get(repository.source or "")
         if upstream is None:
+            if repository.source is None and self._lost(repository, digest):
+                raise StorageFailed(f"the blob {digest} of {repository} is not on the disk any more")
             raise _unknown(repository, digest)
         return upstream
+
+    def _lost(self, repository: Repository, digest: Digest) -> bool:
+        """Say whether a blob that was pushed has no file: not one that is being pushed or deleted just now."""
+        may_read = self._metadata.may_read
+        return may_read(repository, digest) and not self.present(digest) and may_read(repository, digest)
 
     def _packaged(self, repository: Repository) -> bool:
         return repository.source is None and self._packages is not None and self._packages.owns(repository.name)

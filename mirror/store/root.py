@@ -10,6 +10,7 @@
   ingest/<algorithm>/<hex>.state        its state, written by its leader only
   ingest/uploads/<session>.<owner>      a push session; its length is the session's offset
   ingest/locks                      leases
+  packages.verified                 which files of the packages folder were read through and right
   metadata.db                       repositories, tags, manifests, rights
 """
 

@@ -42,7 +42,9 @@ def parse_range(header: str | None, size: int) -> list[ByteRange] | None:
 
     Returns the ranges in the order asked, cut to the size, or None when the header is absent, does not
     parse, has another unit or asks for too much at once: it is then ignored (section 14.2).
-    Raises: RangeUnsatisfiable (416) when it parses and no byte of it exists.
+    Raises: RangeUnsatisfiable (416) when it parses and no byte of it exists; and for one that ends before it begins,
+    which a server may ignore or reject (section 14.2): the specification's own conformance program takes a 200 for
+    "ranges are not supported".
     """
     if not header:
         return None
@@ -70,7 +72,7 @@ def parse_range(header: str | None, size: int) -> list[ByteRange] | None:
                 ranges.append(ByteRange(max(0, size - suffix), size - 1))
         else:
             if last and int(last) < int(first):
-                return None
+                raise RangeUnsatisfiable(f"{header[:80]!r} ends before it begins", size=size)
             if int(first) < size:
                 ranges.append(ByteRange(int(first), min(int(last), size - 1) if last else size - 1))
     if not count:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.clients.ca import make_authority
+from tests.clients.ca import Authority, make_authority
 from tests.clients.clients import Clients
 from tests.clients.hub import Hub
 from tests.clients.images import Images
@@ -29,6 +29,8 @@ from tests.clients.mirror_process import (
     OtherMirror,
 )
 from tests.clients.namespace import CommandFailed, Namespace
+from tests.clients.registry_process import ACCESSES, Access, Registry
+from tests.clients.toolbox import Toolbox
 
 TOOLS = (
     *("ip", "nsenter", "unshare", "setpriv", "mount"),
@@ -97,6 +99,39 @@ def hub(namespace: Namespace, images: Images) -> Iterator[Hub]:
     hub.start()
     yield hub
     hub.close()
+
+
+class Registries(Protocol):
+    def __call__(self, access: Access) -> Registry: ...
+
+
+@pytest.fixture(scope="session")
+def registries(namespace: Namespace) -> Iterator[Registries]:
+    """The registries to push to, one for each kind of access, each started when it is first asked for."""
+    started: dict[Access, Registry] = {}
+
+    def registry(access: Access) -> Registry:
+        if access not in started:
+            directory = namespace.directory / f"registry-{access}"
+            started[access] = Registry(namespace, directory, port=5100 + len(started), access=access)
+        return started[access]
+
+    yield registry
+    for one in started.values():
+        one.close()
+
+
+@pytest.fixture(params=ACCESSES)
+def toolbox(request: pytest.FixtureRequest, namespace: Namespace, registries: Registries) -> Iterator[Toolbox]:
+    """Programs in front of a registry, for each kind of access; with a home folder of their own."""
+    toolbox = Toolbox(namespace, registries(request.param), refuse)
+    yield toolbox
+    toolbox.close()
+
+
+@pytest.fixture(scope="session")
+def conformance_ca(namespace: Namespace) -> Authority:
+    return make_authority(namespace.directory / "conformance-ca")
 
 
 class StartMirror(Protocol):

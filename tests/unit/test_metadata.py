@@ -289,7 +289,8 @@ async def test_a_write_nobody_waits_for_any_more_disturbs_no_other(open_metadata
     writes = [asyncio.create_task(metadata.grant(HERE, some_digest(n), public=False)) for n in range(10)]
     await asyncio.sleep(0)
     writes[3].cancel()
-    done = await asyncio.gather(*writes, return_exceptions=True)
+    async with asyncio.timeout(20):
+        done = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(result) for n, result in enumerate(done) if n != 3] == [type(None)] * 9
     assert all(metadata.may_read(HERE, some_digest(n)) for n in range(10) if n != 3)
 

@@ -160,13 +160,18 @@ def _manifest(raw: bytes, body: Mapping[str, Any], media_type: str, digest: Dige
             media_type=media_type,
             digest=digest or digest_of(raw),
             size=len(raw),
-            artifact_type=_text(body.get("artifactType")) or (config.media_type or None if config else None),
+            artifact_type=_text(body.get("artifactType")) or _artifact_type(media_type, config),
             annotations=_annotations(body),
         ),
         blobs=((config,) if config else ()) + layers,
         manifests=_many(body, "manifests", strict=strict),
         subject=_one(body, "subject", strict=strict),
     )
+
+
+def _artifact_type(media_type: str, config: Descriptor | None) -> str | None:
+    """Return what a manifest is that does not say so: an image what its config is, an index nothing."""
+    return config.media_type or None if config and media_type not in (OCI_INDEX, DOCKER_LIST) else None
 
 
 def _told(header: str | None, shape: str | None) -> str | None:

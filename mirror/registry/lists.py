@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ T = TypeVar("T")
 MOST = 10_000
 """Entries of one page, whatever is asked for; the rest follows by Link."""
 MOST_REFERRERS = 1_000
-"""Referrers of one page: clients take an index for a manifest, of 4 MiB at most."""
+"""Referrers of one page; it has to stay an index of a size that clients take."""
+MOST_BYTES = 4 * 1024 * 1024 - 1024
+"""Bytes of the descriptors of one page of referrers, whose annotations are whatever was pushed."""
+AT_ONCE = 100
+"""Referrers read at once: of each all annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,20 @@ class ListService:
         the page is empty, also of a repository that is not here.
         """
         count = min(_count(n), MOST_REFERRERS)
-        found = await self._metadata.referrers(repository, subject, artifact_type=artifact_type, n=count + 1, last=last)
-        listed = await self._listed(repository, subject)
+        others = await self._listed(repository, subject)
         if self._packages is not None and self._packages.owns(repository.name):
-            listed += [manifest.descriptor for manifest in self._packages.referrers(repository.name, subject)]
+            pushed = []
+            others += [manifest.descriptor for manifest in self._packages.referrers(repository.name, subject)]
+        else:
+            pushed = await self._pushed(repository, subject, artifact_type, count + 1, last)
         merged = {
             str(descriptor.digest): descriptor
-            for descriptor in listed
+            for descriptor in others
             if str(descriptor.digest) > last and artifact_type in (None, descriptor.artifact_type)
         }
-        merged |= {str(descriptor.digest): descriptor for descriptor in found}
-        return _page([merged[digest] for digest in sorted(merged)], count)
+        merged |= {str(descriptor.digest): descriptor for descriptor in pushed}
+        found = [merged[digest] for digest in sorted(merged)]
+        return _page(found, min(count, _fitting(found)))
 
     async def history(self, repository: Repository, tag: Tag, *, n: int | None, before: int | None) -> Page[TagMove]:
         """Return a page of a tag's moves, the newest first. Raises: ManifestUnknown (404) when it never was one."""
@@ -89,6 +97,24 @@ class ListService:
         if not found and before is None and count:
             raise ManifestUnknown(f"{repository} never had a tag {tag}", detail={"tag": tag})
         return _page(found, count)
+
+    async def _pushed(
+        self, repository: Repository, subject: Digest, artifact_type: str | None, count: int, last: str
+    ) -> list[Descriptor]:
+        """Return up to ``count`` descriptors after a digest, fewer when those are more than a page can hold."""
+        found: list[Descriptor] = []
+        room = MOST_BYTES
+        while len(found) < count and room >= 0:
+            wanted = min(count - len(found), AT_ONCE)
+            after = str(found[-1].digest) if found else last
+            some = await self._metadata.referrers(
+                repository, subject, artifact_type=artifact_type, n=wanted, last=after
+            )
+            found += some
+            room -= sum(map(_length, some))
+            if len(some) < wanted:
+                break
+        return found
 
     async def _listed(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Return what the index under the fallback tag lists, as far as it is here and says nothing else itself."""
@@ -122,6 +148,21 @@ def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
     if descriptor.annotations:
         found["annotations"] = dict(descriptor.annotations)
     return found
+
+
+def _fitting(descriptors: Sequence[Descriptor]) -> int:
+    """Return how many descriptors one page can hold; of one that is too large alone, that one."""
+    room = MOST_BYTES
+    for at, descriptor in enumerate(descriptors):
+        room -= _length(descriptor)
+        if room < 0:
+            return max(at, 1)
+    return len(descriptors)
+
+
+def _length(descriptor: Descriptor) -> int:
+    """Return the bytes of a descriptor in an index, with what separates it from the next."""
+    return len(json.dumps(descriptor_json(descriptor))) + 2
 
 
 def _count(n: int | None) -> int:

@@ -186,7 +186,9 @@ class ManifestService:
             if not tag.hit:
                 self._confirm_children(repository, manifest)
             descriptor = manifest.descriptor
-            if record.previous or (record.media_type, record.size) != (descriptor.media_type, descriptor.size):
+            known = (record.previous, record.media_type, record.size)
+            # Tags of our own say what was pushed, and are changed by pushes alone.
+            if repository.source is not None and known != (None, descriptor.media_type, descriptor.size):
                 settled = replace(record, media_type=descriptor.media_type, size=descriptor.size, previous=None)
                 await self._tags.settle(settled)
             self._touch(manifest)

@@ -15,10 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.api import app
 from tests.connection import Answer, Connection, connect
-from tests.fake_upstream import FakeUpstream, Image
+from tests.fake_upstream import FakeUpstream, Image, digest_of
 from tests.harness import Mirror, make_config, mirror
 
 MISSING = "sha256:" + "0" * 64
+RAW = b'{"schemaVersion": 2, "manifests": []}'
 
 
 @pytest.fixture
@@ -243,7 +244,14 @@ BAD = [
     ("/v2/a/manifests/x%2Fy", 404, "MANIFEST_UNKNOWN"),
     ("/", 404, "NAME_UNKNOWN"),
     ("/v1/x", 404, "NAME_UNKNOWN"),
-    ("/v2/_catalog", 404, "NAME_UNKNOWN"),
+    ("/v2/_catalogs", 404, "NAME_UNKNOWN"),
+    ("/v2/a/referrers/sha256:0", 400, "DIGEST_INVALID"),
+    ("/v2/local/a/referrers/latest", 400, "DIGEST_INVALID"),
+    ("/v2/local/A/tags/list", 400, "NAME_INVALID"),
+    ("/v2/local/nobody/tags/list", 404, "NAME_UNKNOWN"),
+    ("/v2/local/a/_mirror/tags/history", 400, "UNSUPPORTED"),
+    ("/v2/local/a/_mirror/tags/history?tag=never", 404, "MANIFEST_UNKNOWN"),
+    ("/v2/_mirror/tags/history?tag=x", 400, "NAME_INVALID"),
     ("/v2/a", 404, "NAME_UNKNOWN"),
     (f"/v2/a/referrers/{MISSING}", 404, "NAME_UNKNOWN"),
     ("//v2/a/manifests/x", 404, "NAME_UNKNOWN"),
@@ -284,28 +292,52 @@ async def test_request_lines_of_other_forms(one: Mirror, hub: FakeUpstream, meth
 # ---- methods ----
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+ENDPOINTS = [
+    ("/v2/", "GET, HEAD"),
+    ("/v2/_catalog", "GET, HEAD"),
+    ("/v2/_oci/ext/discover", "GET, HEAD"),
+    ("/v2/_mirror/auth/token", "GET, POST"),
+    ("/v2/local/a/_oci/ext/discover", "GET, HEAD"),
+    ("/v2/local/a/_mirror/tags/history", "GET, HEAD"),
+    ("/v2/local/a/tags/list", "GET, HEAD"),
+    ("/v2/a/tags/list", "GET, HEAD"),
+    (f"/v2/local/a/referrers/{MISSING}", "GET, HEAD"),
+    ("/v2/local/a/manifests/latest", "DELETE, GET, HEAD, PUT"),
+    ("/v2/a/manifests/latest?ns=docker.io", "DELETE, GET, HEAD, PUT"),
+    (f"/v2/local/a/blobs/{MISSING}", "DELETE, GET, HEAD"),
+    ("/v2/local/a/blobs/uploads/", "POST"),
+    ("/v2/local/a/blobs/uploads", "POST"),
+    ("/v2/local/a/blobs/uploads/1-2", "DELETE, GET, HEAD, PATCH, PUT"),
+    ("/healthz", "GET, HEAD"),
+    ("/metrics", "GET, HEAD"),
+]
+
+
 @pytest.mark.parametrize(
-    ("target", "allow"),
-    [
-        ("/v2/", "GET, HEAD"),
-        ("/v2/a/manifests/latest", "GET, HEAD"),
-        (f"/v2/a/blobs/{MISSING}", "GET, HEAD"),
-        ("/v2/a/tags/list", "GET, HEAD"),
-        ("/v2/a/blobs/uploads/", ""),
-        ("/v2/a/blobs/uploads/1-2", ""),
-        ("/v2/a/manifests/latest?ns=docker.io", "GET, HEAD"),
-        ("/healthz", "GET, HEAD"),
-        ("/metrics", "GET, HEAD"),
-    ],
+    ("method", "target", "allow"),
+    [(method, *endpoint) for endpoint in ENDPOINTS for method in METHODS if method not in endpoint[1].split(", ")],
 )
 async def test_other_methods(client: Connection, hub: FakeUpstream, method: str, target: str, allow: str) -> None:
-    answer = await client.ask(method, target, body=b"x" * 1000 if method != "DELETE" else b"")
-    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
-    assert answer.headers["allow"] == allow
-    assert method in answer.error["message"]
+    answer = await client.ask(
+        method, target, body=b"x" * 1000 if method in ("POST", "PUT", "PATCH", "PROPFIND") else b""
+    )
+    assert (answer.status, answer.headers["allow"]) == (405, allow)
+    if method == "HEAD":
+        assert answer.body == b""
+    else:
+        assert answer.code == "UNSUPPORTED"
+        assert method in answer.error["message"]
     assert hub.log == []
-    assert (await client.ask("GET", "/v2/")).status == 200
+    assert (await client.ask("GET", "/v2/")).body == b"{}", "and nothing of it is in the way of what comes next"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(method, target) for target, allow in ENDPOINTS for method in allow.split(", ") if method in METHODS],
+)
+async def test_the_methods_it_names_are_answered(client: Connection, method: str, target: str) -> None:
+    assert (await client.ask(method, target)).headers.get("allow") is None
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "GET"])
@@ -313,11 +345,6 @@ async def test_a_path_that_is_nothing_is_not_there_for_any_method(client: Connec
     answer = await client.ask(method, "/v2/a/nothing/x")
     assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
     assert "allow" not in answer.headers
-
-
-async def test_uploads_have_no_method_yet(client: Connection) -> None:
-    answer = await client.ask("GET", "/v2/a/blobs/uploads/1-2")
-    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
 
 
 # ---- headers ----
@@ -469,11 +496,16 @@ async def test_a_page_of_no_tags(client: Connection, hub: FakeUpstream) -> None:
     assert hub.log == []
 
 
-@pytest.mark.parametrize("n", ["x", "-1", "", "1.5", "\u0661", "9" * 30])
-async def test_a_number_that_is_none_is_ignored(client: Connection, hub: FakeUpstream, n: str) -> None:
+@pytest.mark.parametrize("n", ["x", "-1", "", "1.5", "\u0661", "9" * 30, " 1", "+1", "0x1", "1e3"])
+@pytest.mark.parametrize(
+    "target", ["/v2/team/app/tags/list", "/v2/local/a/tags/list", f"/v2/local/a/referrers/{MISSING}", "/v2/_catalog"]
+)
+async def test_a_number_that_is_none(client: Connection, hub: FakeUpstream, target: str, n: str) -> None:
     hub.add_image("team/app", "latest")
-    answer = await client.ask("GET", f"/v2/team/app/tags/list?n={quote(n)}")
-    assert json.loads(answer.body)["tags"] == ["latest"]
+    answer = await client.ask("GET", f"{target}?n={quote(n)}")
+    assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+    assert "whole number" in answer.error["message"]
+    assert hub.log == []
 
 
 async def test_tags_of_a_name_nobody_has(client: Connection) -> None:
@@ -609,8 +641,9 @@ async def test_access_lines_say_what_was_done(
     await client.ask("HEAD", f"/v2/library/alpine/blobs/{MISSING}", X_Request_Id="four")
     await client.ask("GET", "/v2/a/../manifests/x", X_Request_Id="five")
     await client.ask("DELETE", "/v2/local/x/manifests/y", X_Request_Id="six")
+    await client.ask("PUT", "/v2/local/x/manifests/y", body=RAW, X_Request_Id="seven")
     common = {"client": "127.0.0.1", "upstream": "docker.io", "repository": "docker.io/library/alpine"}
-    first, second, third, fourth, fifth, sixth = one.lines
+    first, second, third, fourth, fifth, sixth, seventh = one.lines
     for line in one.lines:
         assert line.pop("ms") >= 0
     assert first == {
@@ -649,4 +682,18 @@ async def test_access_lines_say_what_was_done(
     assert (fourth["status"], fourth["bytes"], fourth["digest"]) == (404, 0, MISSING)
     assert (fifth["request_id"], fifth["status"], fifth["path"]) == ("five", 400, "/v2/a/../manifests/x")
     assert "upstream" not in fifth
-    assert (sixth["method"], sixth["status"]) == ("DELETE", 405)
+    assert (sixth["method"], sixth["status"], sixth["reference"]) == ("DELETE", 404, "y")
+    assert "y" in sixth["failure"]
+    assert seventh == {
+        "client": "127.0.0.1",
+        "upstream": "local",
+        "repository": "local/x",
+        "request_id": "seven",
+        "method": "PUT",
+        "path": "/v2/local/x/manifests/y",
+        "status": 201,
+        "bytes": 0,
+        "received": len(RAW),
+        "reference": "y",
+        "digest": digest_of(RAW),
+    }

@@ -230,7 +230,8 @@ async def test_a_connection_goes_on_after_every_kind_of_answer(tmp_path: Path, h
         (404, "HEAD", path_of("sha256:" + "0" * 64), {}),
         (400, "GET", path_of("sha256:0"), {}),
         (405, "PUT", tag, {}),
-        (405, "DELETE", blob, {}),
+        (405, "PATCH", blob, {}),
+        (404, "DELETE", path_of("sha256:" + "0" * 64), {}),
         (404, "GET", "/nothing", {}),
         (200, "GET", f"/v2/{NAME}/tags/list", {}),
         (200, "GET", "/v2/", {}),
@@ -241,7 +242,7 @@ async def test_a_connection_goes_on_after_every_kind_of_answer(tmp_path: Path, h
         await stored(tmp_path, image.layers[0])
         for status, method, target, headers in kinds:
             arguments: dict[str, Any] = {name.replace("-", "_"): value for name, value in headers.items()}
-            if method == "PUT":
+            if method in ("PUT", "PATCH"):
                 arguments["body"] = bytes(1000)
             answer = await client.ask(method, target, **arguments)
             assert answer.status == status, (method, target, headers)

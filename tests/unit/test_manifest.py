@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from mirror.oci.manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
+    Manifest,
     is_manifest_type,
     media_type_of,
     parse_manifest,
+    parse_pushed,
 )
 from mirror.oci.names import Digest, digest_of
 
@@ -215,6 +218,89 @@ def test_manifest_types(media_type: str | None, expected: bool) -> None:
     assert is_manifest_type(media_type) is expected
 
 
+# ---- what clients push ----
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "expected"),
+    [
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, OCI_MANIFEST, OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, f"{OCI_MANIFEST}; charset=utf-8", OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, None, OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "not a type", OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "application/json", OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "application/octet-stream", OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "application/x-www-form-urlencoded", OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "text/plain; charset=utf-8", OCI_MANIFEST),
+        ({"mediaType": ODD}, "application/json", ODD),
+        ({"mediaType": "text/x-acme"}, "text/x-acme", "text/x-acme"),
+        # what the client says, when the body says nothing
+        (IMAGE, DOCKER_MANIFEST, DOCKER_MANIFEST),
+        (IMAGE, ODD, ODD),
+        (IMAGE, "text/x-acme", "text/x-acme"),
+        ({"x": 1}, ODD, ODD),
+        ({}, OCI_INDEX, OCI_INDEX),
+        # told by shape, when nobody says anything
+        (IMAGE, None, OCI_MANIFEST),
+        (IMAGE, "application/octet-stream", OCI_MANIFEST),
+        ({"manifests": []}, "application/json", OCI_INDEX),
+        ({"fsLayers": []}, "text/plain", DOCKER_SCHEMA1),
+    ],
+)
+def test_the_media_type_of_what_is_pushed(body: dict[str, Any], header: str | None, expected: str) -> None:
+    raw = raw_of(**body)
+    manifest = parse_pushed(raw, content_type=header)
+    assert manifest.descriptor.media_type == expected
+    assert (manifest.raw, manifest.descriptor.digest) == (raw, digest_of(raw))
+    # as it will be read again, with the type it was given
+    assert parse_pushed(raw, content_type=expected) == manifest
+
+
+@pytest.mark.parametrize(
+    ("raw", "header", "words"),
+    [
+        (raw_of(mediaType=OCI_MANIFEST, **IMAGE), OCI_INDEX, f"{OCI_MANIFEST}, its Content-Type {OCI_INDEX}"),
+        (raw_of(mediaType=OCI_MANIFEST, **IMAGE), DOCKER_MANIFEST, "send them alike"),
+        (raw_of(mediaType=ODD), "application/vnd.acme.other+json", "send them alike"),
+        (raw_of(mediaType=OCI_INDEX), "text/html", "send them alike"),
+        (raw_of(hello="world"), None, "say what it is by Content-Type"),
+        (raw_of(hello="world"), "application/json", "say what it is by Content-Type"),
+        (raw_of(hello="world"), "rubbish", "say what it is by Content-Type"),
+        (raw_of(layers=[], manifests=[]), ODD, "both layers and manifests"),
+        (raw_of(mediaType="no slash"), ODD, "not a media type"),
+        (raw_of(layers=[descriptor("md5:x")]), OCI_MANIFEST, "layers[0].digest"),
+        (b"", ODD, "not JSON"),
+        (b"[]", ODD, "not a JSON object"),
+        (b"{}{}", ODD, "not JSON"),
+        (b'{"a":\xff}', ODD, "not JSON"),
+    ],
+)
+def test_what_is_not_taken(raw: bytes, header: str | None, words: str) -> None:
+    with pytest.raises(ManifestInvalid) as caught:
+        parse_pushed(raw, content_type=header)
+    assert words in caught.value.message
+    assert (caught.value.status, caught.value.code) == (400, "MANIFEST_INVALID")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"mediaType": OCI_MANIFEST, **IMAGE, "artifactType": "a/b"}, "a/b"),
+        ({"mediaType": OCI_MANIFEST, **IMAGE}, "application/vnd.x.y"),
+        ({"mediaType": OCI_MANIFEST, **IMAGE, "artifactType": ""}, "application/vnd.x.y"),
+        ({"mediaType": DOCKER_MANIFEST, **IMAGE}, "application/vnd.x.y"),
+        ({"mediaType": OCI_INDEX, "manifests": []}, None),
+        ({"mediaType": OCI_INDEX, "manifests": [], "config": descriptor()}, None),
+        ({"mediaType": OCI_INDEX, "manifests": [], "artifactType": "a/b"}, "a/b"),
+        ({"mediaType": ODD, "config": descriptor()}, "application/vnd.x.y"),
+        ({"mediaType": ODD}, None),
+    ],
+)
+def test_the_type_of_an_artifact(body: dict[str, Any], expected: str | None) -> None:
+    """The specification, "Listing Referrers": an image's is its config's when it says none, an index's is not there."""
+    assert parse_pushed(raw_of(**body), content_type=None).descriptor.artifact_type == expected
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -228,14 +314,17 @@ DESCRIPTORS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("parse", [parse_manifest, parse_pushed])
 @given(
     body=st.dictionaries(KEYS, JSON | DESCRIPTORS | st.lists(DESCRIPTORS, max_size=2)),
     header=st.sampled_from([None, OCI_MANIFEST, OCI_INDEX, ODD, "text/plain"]),
 )
-def test_whatever_a_body_holds_it_is_read_or_refused(body: dict[str, Any], header: str | None) -> None:
+def test_whatever_a_body_holds_it_is_read_or_refused(
+    parse: Callable[..., Manifest], body: dict[str, Any], header: str | None
+) -> None:
     raw = json.dumps(body).encode()
     try:
-        manifest = parse_manifest(raw, content_type=header)
+        manifest = parse(raw, content_type=header)
     except ManifestInvalid:
         return
     assert manifest.raw == raw
@@ -246,5 +335,6 @@ def test_whatever_a_body_holds_it_is_read_or_refused(body: dict[str, Any], heade
 
 @given(st.binary(max_size=50))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    with pytest.raises(ManifestInvalid):
-        parse_manifest(raw, content_type=None)
+    for parse in (parse_manifest, parse_pushed):
+        with pytest.raises(ManifestInvalid):
+            parse(raw, content_type=None)

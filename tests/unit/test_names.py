@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.oci.errors import DigestInvalid, ManifestUnknown, NameInvalid
+from mirror.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown, NameInvalid
 from mirror.oci.names import (
     MAX_NAME,
     Digest,
@@ -17,9 +17,12 @@ from mirror.oci.names import (
     RepositoryName,
     Tag,
     digest_of,
+    parse_algorithm,
     parse_digest,
     parse_name,
+    parse_tag,
     parse_target,
+    referrers_tag,
     try_digest,
 )
 
@@ -150,6 +153,34 @@ def test_a_bad_tag_is_a_manifest_nobody_has(text: str) -> None:
     assert (caught.value.status, caught.value.code) == (404, "MANIFEST_UNKNOWN")
 
 
+@pytest.mark.parametrize("text", TAGS)
+def test_tags_to_write(text: str) -> None:
+    assert parse_tag(text) == text
+
+
+@pytest.mark.parametrize("text", [*NOT_TAGS, *DIGESTS])
+def test_a_bad_tag_to_write_is_a_bad_manifest(text: str) -> None:
+    with pytest.raises(ManifestInvalid) as caught:
+        parse_tag(text)
+    assert (caught.value.status, caught.value.code) == (400, "MANIFEST_INVALID")
+    assert len(caught.value.message) < 1000
+
+
+def test_algorithms() -> None:
+    assert [parse_algorithm(name) for name in ("sha256", "sha512")] == ["sha256", "sha512"]
+    for text in ("", "md5", "SHA256", "sha256 ", "sha384"):
+        with pytest.raises(DigestInvalid, match="sha256, sha512"):
+            parse_algorithm(text)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_the_tag_of_referrers(algorithm: str) -> None:
+    """As "Referrers Tag Schema" has it: the algorithm, a dash, and 64 characters at most."""
+    subject = digest_of(b"x", algorithm)
+    assert referrers_tag(subject) == parse_tag(f"{algorithm}-{subject.encoded[:64]}")
+    assert len(referrers_tag(subject)) == len(algorithm) + 1 + 64
+
+
 @pytest.mark.parametrize("text", [text for text in NOT_DIGESTS if ":" in text])
 def test_a_target_with_a_colon_is_a_digest(text: str) -> None:
     with pytest.raises(DigestInvalid):
@@ -178,10 +209,10 @@ def test_references_as_people_write_them() -> None:
 @given(st.text(max_size=40))
 def test_nothing_else_gets_through(text: str) -> None:
     """Whatever passes is safe as a part of a path, a key, a header and a URL."""
-    for parse in (parse_name, parse_target, parse_digest):
+    for parse in (parse_name, parse_target, parse_digest, parse_tag):
         try:
             value = str(parse(text))
-        except (NameInvalid, ManifestUnknown, DigestInvalid):
+        except (NameInvalid, ManifestUnknown, ManifestInvalid, DigestInvalid):
             continue
         assert value == text
         assert value.isascii()

@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.api.paths import BlobPath, ManifestPath, OperationPath, Path, Root, TagsPath, UploadsPath, parse_path
+from mirror.api.paths import (
+    BlobPath,
+    DiscoverPath,
+    HistoryPath,
+    ManifestPath,
+    OperationPath,
+    Path,
+    ReferrersPath,
+    RegistryPath,
+    Root,
+    SessionPath,
+    TagsPath,
+    UploadsPath,
+    parse_path,
+)
 from mirror.oci.errors import NameInvalid, PathUnknown
 
 D = "sha256:" + "a" * 64
@@ -33,8 +47,30 @@ PATHS: list[tuple[str, Path]] = [
     ("/v2/uploads/blobs/x", BlobPath(None, "uploads", "x")),
     ("/v2/a/blobs/uploads/", UploadsPath(None, "a")),
     ("/v2/a/blobs/uploads", UploadsPath(None, "a")),
-    ("/v2/a/b/blobs/uploads/1-2-3", UploadsPath(None, "a/b")),
+    ("/v2/a/b/blobs/uploads/1-2-3", SessionPath(None, "a/b", "1-2-3")),
+    ("/v2/a/blobs/uploads/%2e%2e", SessionPath(None, "a", "..")),
+    ("/v2/a/blobs/uploads/x%2Fy", SessionPath(None, "a", "x/y")),
     ("/x/v2/a/blobs/uploads/", UploadsPath("x", "a")),
+    ("/x/v2/a/blobs/uploads/s", SessionPath("x", "a", "s")),
+    ("/v2/blobs/uploads/blobs/uploads/", UploadsPath(None, "blobs/uploads")),
+    ("/v2/blobs/uploads", UploadsPath(None, "")),
+    (f"/v2/a/b/referrers/{D}", ReferrersPath(None, "a/b", D)),
+    ("/v2/referrers/referrers/x", ReferrersPath(None, "referrers", "x")),
+    (f"/x/v2/a/referrers/{D}", ReferrersPath("x", "a", D)),
+    ("/v2/a/manifests/referrers/x", ReferrersPath(None, "a/manifests", "x")),
+    # the registry as a whole, and extensions
+    ("/v2/_catalog", RegistryPath(None, "catalog")),
+    ("/x/v2/_catalog", RegistryPath("x", "catalog")),
+    ("/v2/_oci/ext/discover", RegistryPath(None, "discover")),
+    ("/v2/_mirror/openapi/openapi.json", RegistryPath(None, "openapi")),
+    ("/v2/_mirror/auth/token", RegistryPath(None, "token")),
+    ("/v2/a/_oci/ext/discover", DiscoverPath(None, "a")),
+    ("/x/v2/a/b/_oci/ext/discover", DiscoverPath("x", "a/b")),
+    ("/v2/a/b/_mirror/tags/history", HistoryPath(None, "a/b")),
+    ("/x/v2/a/_mirror/tags/history", HistoryPath("x", "a")),
+    ("/v2/_mirror/tags/history", HistoryPath(None, "")),
+    ("/v2/_catalog/tags/list", TagsPath(None, "_catalog")),
+    ("/v2/_oci/ext/discover/tags/list", TagsPath(None, "_oci/ext/discover")),
     # encoded
     (f"/v2/a/blobs/{D.replace(':', '%3A')}", BlobPath(None, "a", D)),
     (f"/v2/a/blobs/{D.replace(':', '%3a')}", BlobPath(None, "a", D)),
@@ -65,12 +101,22 @@ UNKNOWN = [
     "//v2/",
     "/v2/a",
     "/v2/a/b/c",
-    "/v2/_catalog",
+    "/v2/_catalog/",
+    "/v2/a/_catalog",
+    "/v2/_oci/ext",
+    "/v2/_oci/ext/discover/",
+    "/v2/_mirror",
+    "/v2/_mirror/auth/tokens",
+    "/v2/a/_mirror/tags/histories",
+    "/v2/a/_mirror/auth/token",
+    "/v2/a/blobs/uploads/s/",
+    "/v2/a/blobs/uploads/s/t",
     "/v2/a/tags",
     "/v2/a/tags/list/",
     "/v2/a/manifests",
     "/v2/a/manifests/x/",
-    f"/v2/a/referrers/{D}",
+    "/v2/a/referrers",
+    f"/v2/a/referrers/{D}/",
     "/healthz/",
     "/metrics/x",
     "/a/b/v2/c/manifests/x",
@@ -92,13 +138,25 @@ def test_unknown(raw: str) -> None:
     assert (caught.value.status, caught.value.code) == (404, "NAME_UNKNOWN")
 
 
-@pytest.mark.parametrize("raw", ["/v2/a%2Fb/manifests/x", "/v2/a%2fb/blobs/x", "/v2/a/b%2F../tags/list"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "/v2/a%2Fb/manifests/x",
+        "/v2/a%2fb/blobs/x",
+        "/v2/a/b%2F../tags/list",
+        "/v2/a%2Fb/blobs/uploads/",
+        "/v2/a%2Fb/blobs/uploads/s",
+        "/v2/a%2Fb/referrers/x",
+        "/v2/a%2Fb/_mirror/tags/history",
+        "/v2/a%2Fb/_oci/ext/discover",
+    ],
+)
 def test_an_encoded_slash_separates_nothing(raw: str) -> None:
     with pytest.raises(NameInvalid):
         parse_path(raw)
 
 
-@given(st.text(alphabet="v2/ablobsmanifeststagslistuploads%2F.:", max_size=60))
+@given(st.text(alphabet="v2/ablobsmanifeststagslistuploadsreferrers_catalog_oci_mirror%2F.:", max_size=60))
 def test_anything_is_a_path_or_an_error(raw: str) -> None:
     for text in (raw, f"/{raw}", f"/v2/{raw}"):
         try:

@@ -12,6 +12,7 @@ from aiohttp import web
 from mirror.access.credentials import Login
 from mirror.access.gate import TOKEN_PATH, Gate
 from mirror.access.identity import Action, Principal
+from mirror.api.incoming import RequestBody, read_all
 
 __all__ = ["TOKEN_PATH", "admit", "base_url", "token"]
 
@@ -74,13 +75,11 @@ def base_url(request: web.Request) -> str:
 async def _posted_login(request: web.Request) -> Login | None:
     if request.content_type != "application/x-www-form-urlencoded":
         raise _bad("a token request is a form: application/x-www-form-urlencoded")
-    raw = bytearray()
     try:
         async with asyncio.timeout(_FORM_WITHIN):
-            async for piece in request.content.iter_any():
-                raw += piece
-                if len(raw) > _MAX_FORM:
-                    raise _bad("the form is too large")
+            raw = await read_all(RequestBody(request), _MAX_FORM)
+        if raw is None:
+            raise _bad("the form is too large")
         form = parse_qs(raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict")
     except TimeoutError:
         raise _bad("the form did not come in time") from None

@@ -36,7 +36,7 @@ from mirror.oci.names import Digest, Repository
 from mirror.registry.sharing import wait_for_lease
 from mirror.store.base import BlobStore, Lease, Leases, kept_lease
 from mirror.store.threads import run_in
-from mirror.store.uploads import RunningHash, UploadFile, UploadStore, algorithm_of, lease_key
+from mirror.store.uploads import RunningHash, UploadFile, UploadStore, algorithm_of, is_session, lease_key
 
 log = logging.getLogger("mirror.uploads")
 T = TypeVar("T")
@@ -291,6 +291,8 @@ class UploadService:
 
     async def _finished(self, repository: Repository, session: str, digest: Digest) -> bool:
         """Say whether a request before, whose answer got lost, made the blob of a session that is not here."""
+        if not is_session(session) or await self._run(self._uploads.is_anyones_in_thread, session):
+            return False
         if self._metadata.may_read(repository, digest):
             return True
         try:

@@ -1,7 +1,7 @@
 """Verified content as files under their digest.
 
 A file under ``blobs/`` or ``cache/`` is whole and right: nothing gets such a name before it was verified and
-synced. ``blobs/X`` and ``cache/X`` of one digest are hard links to one inode.
+synced. Content that is mounted from an upstream's repository has both names, on one inode.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class DiskBlobStore:
     def _keep(self, digest: Digest, data: bytes) -> bool:
         final = self.root.kept(digest)
         with disk_errors(f"looking for {digest}"):
-            if os.path.exists(final) and os.stat(final).st_size == len(data):
+            if _has(final, data):  # what is damaged is made right by pushing it again
                 sync_folder(os.path.dirname(final))  # who made it may not have come that far
                 return False
         self._write(digest, data, f"{self.root.path}/ingest/{digest.algorithm}/{digest.encoded}{KEPT}", final)
@@ -158,7 +158,8 @@ class DiskBlobStore:
             except FileExistsError:
                 pass
             except FileNotFoundError:
-                return os.path.exists(final)
+                if not os.path.exists(final):
+                    return False
             sync_folder(os.path.dirname(final))
         return True
 
@@ -179,3 +180,11 @@ class DiskBlobStore:
                 sync_folder(os.path.dirname(final))
         finally:
             unlink_quietly(path)
+
+
+def _has(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(data) + 1) == data
+    except OSError:
+        return False

@@ -122,7 +122,7 @@ class UploadStore:
 
     def open(self, repository: Repository, session: str) -> UploadFile | None:
         """Open a session's file; None when the repository has no such session."""
-        if not _SESSION.fullmatch(session):
+        if not is_session(session):
             return None
         path = self._path(repository, session)
         with disk_errors("opening an upload"):
@@ -133,7 +133,7 @@ class UploadStore:
 
     def size(self, repository: Repository, session: str) -> int | None:
         """Return how many bytes a session has; None when the repository has no such session."""
-        if not _SESSION.fullmatch(session):
+        if not is_session(session):
             return None
         with disk_errors("looking for an upload"):
             try:
@@ -145,6 +145,12 @@ class UploadStore:
         """End a session. The caller holds its lease."""
         with disk_errors("removing an upload"):
             unlink_quietly(self._path(repository, session))
+
+    def is_anyones_in_thread(self, session: str) -> bool:
+        """Say whether any repository has a session."""
+        with disk_errors("looking for an upload"):
+            names = os.listdir(self._folder)
+        return any(name.startswith(f"{session}.") and not name.endswith(".want") for name in names)
 
     def want(self, session: str) -> None:
         """Say that somebody waits for the session; again every now and then, who died says nothing any more."""
@@ -208,6 +214,11 @@ class UploadStore:
 
     def _want(self, session: str) -> str:
         return f"{self._folder}/{session}.want"
+
+
+def is_session(text: str) -> bool:
+    """Say whether a text can be the id of a session."""
+    return _SESSION.fullmatch(text) is not None
 
 
 def lease_key(session: str) -> str:

@@ -653,7 +653,7 @@ async def test_a_worker_that_missed_a_chunk_reads_only_that(workers: list[Mirror
     location = await begin(workers[0])
     await patch(workers[0], location, DATA[:MIB])
     await patch(workers[1], location, DATA[MIB : 2 * MIB])
-    await until(lambda: sum(reads) == MIB, "the other one has read the first")
+    await until(lambda: sum(reads) >= MIB, "the other one has read the first")
     reads.clear()
     await patch(workers[0], location, DATA[2 * MIB :])
     assert (await put(workers[0], location, DIGEST)).status == 201

@@ -44,7 +44,7 @@ class Passwords:
     def __init__(self, users: Users, *, secret: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         """Prepare. secret: shared by all workers, so that they treat a name that is nobody's alike."""
         self._users = users
-        self._secret = secret[:64]
+        self._secret = secret[:64]  # as long as a key of BLAKE2b may be
         self._key = secrets.token_bytes(32)
         self._right: TTLCache[bytes, bool] = TTLCache(4096, REMEMBERED, timer=clock)
         self._wrong: TTLCache[bytes, bool] = TTLCache(4096, REFUSED, timer=clock)

@@ -28,7 +28,8 @@ class Policy:
     def check_client(self, client: str | None) -> None:
         """Let clients of the allowed networks pass. client: an IP address. Raises: Denied (403 DENIED)."""
         if not self.everywhere and not self._from_there(client or ""):
-            raise Denied("clients of this address may not use this registry; access.allow_from lists those that may")
+            where = client or "an unknown address"
+            raise Denied(f"clients at {where} may not use this registry; access.allow_from lists the networks that may")
 
     def check(self, principal: Principal, action: Action, *, loopback: bool) -> bool:
         """Say whether somebody may do something; False when a login would help.
@@ -40,7 +41,7 @@ class Policy:
             if action in _DOING and not loopback and not self._insecure_writes:
                 raise Denied(
                     "without users, nobody writes through an address that is not loopback: configure "
-                    "access.htpasswd_file, or insecure_writes: true"
+                    "access.htpasswd_file, or access.insecure_writes: true"
                 )
             return True
         if principal.name is None:

@@ -119,7 +119,8 @@ def conformance(
     again where deletion works. A registry that refuses pushes is judged by what it is asked to pull.
 
     The password of --user comes from --password-file, --password-stdin, the environment (MIRROR_CONFORMANCE_PASSWORD)
-    or the terminal. Exit status: 0 when every MUST holds, 1 when one does not, 2 when it could not be judged.
+    or the terminal. Exit status: 0 when every MUST holds, 1 when one does not or was not judged, 2 when a registry
+    cannot be asked.
     """
     if pull_only and not (references or blobs):
         raise click.UsageError("--pull-only needs content to pull: give --reference, and --repository.")

@@ -49,7 +49,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@store.command()
+@store.command(short_help="Back up everything pushed, while the service runs or not.")
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
 @_options
 def backup(destination: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def backup(destination: Path, config_file: Path | None, root: str | None, as_jso
         _say(report, f"backed up {_contents(report)} to {destination}", as_json)
 
 
-@store.command()
+@store.command(short_help="Restore a backup into a root that is not served.")
 @click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @_options
 def restore(source: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:

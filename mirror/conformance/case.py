@@ -98,13 +98,12 @@ class Verdict(Exception):
 
 
 class Failed(Verdict):
-    """The registry does not do as the specification says. exchange: number of the request it showed in, or None."""
+    """The registry does not do as the specification says."""
 
-    def __init__(self, *, expected: str, got: str, exchange: int | None = None) -> None:
+    def __init__(self, *, expected: str, got: str) -> None:
         super().__init__(f"expected {expected}, got {got}")
         self.expected = expected
         self.got = got
-        self.exchange = exchange
 
 
 class Unsupported(Verdict):

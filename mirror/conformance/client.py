@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -49,12 +50,11 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole response. number: of the exchange, in order. url: what was asked, after redirects.
+    """A whole response. url: what was asked, after redirects.
 
     headers: of the last response; before: of the redirects on the way to it.
     """
 
-    number: int
     method: str
     url: str
     status: int
@@ -113,7 +113,6 @@ class Registry:
         self._reuse = reuse
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, timeout), sock_read=timeout)
         self._authorization: dict[tuple[str, str], str] = {}
-        self._number = 0
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -159,10 +158,9 @@ class Registry:
             if answer.status == 401 and await self._log_in(method, url, answer):
                 answer = await self._send(method, url, headers, body, chunked)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            self.log.append(f"{method} {_shown_url(url)} -> {type(error).__name__}: {error}")
-            raise Failed(
-                expected=f"an answer to {method} {_shown_url(url)}", got=f"{type(error).__name__}: {error}"
-            ) from error
+            why = _why(error)
+            self.log.append(f"{method} {_shown_url(url)} -> {why}")
+            raise Failed(expected=f"an answer to {method} {_shown_url(url)}", got=why) from error
         for observe in self.observers:
             observe(answer, body or b"")
         return answer
@@ -175,10 +173,17 @@ class Registry:
         try:
             answer = await self.ask("GET", "/v2/")
         except Failed as failed:
-            raise Unreachable(f"{self.url} does not answer: {failed.got}") from failed
+            advice = "is the URL right, and the registry running?"
+            if isinstance(failed.__cause__, aiohttp.ClientConnectorCertificateError):
+                advice = "give its authority by --ca-file, or --insecure"
+            elif isinstance(failed.__cause__, aiohttp.ClientConnectorSSLError):
+                advice = "does it speak plain HTTP? then the URL begins with http://"
+            raise Unreachable(f"{self.url} does not answer: {failed.got}; {advice}") from failed
         if answer.status == 401:
             if self._login:
-                raise Unreachable(f"{self.url} does not take the login of {self._login.user!r}: status 401")
+                raise Unreachable(
+                    f"{self.url} does not take the login of {self._login.user!r} (401): is the password right?"
+                )
             raise Unreachable(f"{self.url} wants a login: give --user")
 
     async def _send(
@@ -195,10 +200,8 @@ class Registry:
                 sent["Content-Length"] = str(len(body or b""))
         elif data is None and method in ("POST", "PUT", "PATCH"):
             data = b""
-        self._number += 1
         async with self._session.request(method, URL(url, encoded=True), headers=sent, data=data) as response:
             answer = Answer(
-                number=self._number,
                 method=method,
                 url=str(response.url),
                 status=response.status,
@@ -248,6 +251,18 @@ class Registry:
             except (ValueError, AttributeError):
                 return None
         return f"Bearer {token}" if isinstance(token, str) and token else None
+
+
+def _why(error: Exception) -> str:
+    """Return what broke a connection. What the operating system says is enough, where it says something."""
+    said = str(error)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        said = str(error.certificate_error)
+    elif isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError)):
+        said = error.strerror or said
+    elif isinstance(error, aiohttp.ClientConnectorError) and error.errno:
+        said = os.strerror(error.errno)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _with_query(url: str, pairs: list[tuple[str, str]]) -> str:

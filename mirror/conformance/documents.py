@@ -139,7 +139,7 @@ def _html_of(judgement: Judgement) -> str:
     rows = [_html_row(result, judgement.versions) for result in judgement.results]
     heads = "".join(f"<th>{html.escape(version)}</th>" for version in judgement.versions)
     ends = "".join(
-        f"<li>{html.escape(version)}: {'passes' if judgement.passes(version) else 'fails'}, "
+        f"<li>{html.escape(version)}: {judgement.verdict(version)}, "
         + "; ".join(
             f"{level}: " + ", ".join(f"{judgement.count(version, level, one)} {one.value}" for one in Outcome)
             for level in Level

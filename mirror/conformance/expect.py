@@ -24,7 +24,7 @@ LEGACY_CODES = frozenset(("TAG_INVALID", "MANIFEST_UNVERIFIED"))
 
 def failed(answer: Answer, expected: str, got: str) -> Failed:
     """Return the failure this answer shows."""
-    return Failed(expected=f"{expected} ({answer.asked})", got=got, exchange=answer.number)
+    return Failed(expected=f"{expected} ({answer.asked})", got=got)
 
 
 def status(answer: Answer, *allowed: int) -> None:

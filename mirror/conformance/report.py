@@ -158,10 +158,8 @@ def _end(judgements: Sequence[Judgement]) -> str:
                 whole = len(judgement.of(version, level))
                 counts.append(f"{failed} of {whole} {level} failed" + (f", {unjudged} not judged" if unjudged else ""))
             unsupported = sum(judgement.count(version, level, Outcome.UNSUPPORTED) for level in Level)
-            verdict = "passes" if judgement.passes(version) else "FAILS"
+            verdict = judgement.verdict(version)
             lines.append(f"{judgement.url} {verdict} {version}: {'; '.join(counts)}; {unsupported} unsupported")
-        if judgement.no_pushes and any(result.outcome is Outcome.NOT_JUDGED for result in judgement.results):
-            lines.append("  Nothing can be pushed there: name content to pull by --repository and --reference.")
     return "\n".join(lines)
 
 

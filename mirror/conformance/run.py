@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl as ssl_module
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mirror.conformance.case import (
@@ -21,8 +21,6 @@ from mirror.conformance.case import (
 from mirror.conformance.cases import CASES
 from mirror.conformance.client import Login, Registry
 from mirror.conformance.stage import Options, Stage
-
-Progress = Callable[[Case], None]
 
 BAD = (Outcome.FAILED, Outcome.NOT_JUDGED)
 
@@ -56,6 +54,12 @@ class Judgement:
         """Tell whether every MUST of this version that applies was judged, and holds."""
         return not any(result.outcome in BAD for result in self.of(version, Level.MUST))
 
+    def verdict(self, version: Version) -> str:
+        """Return what is to be said of this version in a word. A MUST that was not judged leaves it open."""
+        if self.passes(version):
+            return "passes"
+        return "FAILS" if self.count(version, Level.MUST, Outcome.FAILED) else "UNDECIDED"
+
     @property
     def passes_all(self) -> bool:
         return all(self.passes(version) for version in self.versions)
@@ -71,7 +75,6 @@ async def judge(
     timeout: float = 60.0,
     reuse: bool = True,
     only: Collection[str] | None = None,
-    progress: Progress | None = None,
 ) -> Judgement:
     """Try every case that one of these versions has.
 
@@ -92,8 +95,6 @@ async def judge(
         no_pushes = await _no_pushes(stage)
         results = []
         for case in cases:
-            if progress:
-                progress(case)
             results.append(await _try(case, stage, no_pushes))
         left = await stage.ledger.clean()
     return Judgement(

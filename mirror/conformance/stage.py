@@ -87,8 +87,8 @@ class Stage:
 
     async def ask(self, method: str, kind: str, what: str, *, name: str | None = None, **more: Any) -> Answer:
         """Send a request about something of the repository, with an Accept header for manifests."""
-        headers = {**({"Accept": ACCEPTED} if kind == "manifests" and method in ("GET", "HEAD") else {})}
-        headers.update(more.pop("headers", None) or {})
+        headers = {"Accept": ACCEPTED} if kind == "manifests" and method in ("GET", "HEAD") else {}
+        headers |= more.pop("headers", None) or {}
         return await self.registry.ask(method, self.path(kind, what, name), headers=headers, **more)
 
     def note(self, text: str) -> None:
@@ -118,8 +118,10 @@ class Stage:
             if self.options.pull_only:
                 return "left out: pulling only"
             answer = await self.registry.ask("POST", self.path("blobs", "uploads/"))
-            refused = answer.status in REFUSALS
-            return f"pushing is refused: POST of an upload answers {answer.status}" if refused else ""
+            if answer.status not in REFUSALS:
+                return ""
+            advice = " (log in by --user)" if answer.status == 401 else ""
+            return f"pushing is refused: POST of an upload answers {answer.status}{advice}"
 
         return await self.once("no pushes", find)
 
@@ -219,14 +221,14 @@ class Stage:
 
         found = await self.once("manifests", make)
         if not found:
-            raise NotJudged("there is no manifest to pull: name one by --reference")
+            raise NotJudged("there is no manifest to pull: name one by --repository and --reference")
         return found
 
     async def tagged(self) -> tuple[Target, ...]:
         """Return manifests to pull that have a tag. Raises: NotJudged."""
         found = tuple(target for target in await self.manifests() if target.tag)
         if not found:
-            raise NotJudged("there is no tag to pull: name one by --reference")
+            raise NotJudged("there is no tag to pull: name one by --repository and --reference")
         return found
 
     async def blobs(self) -> tuple[Target, ...]:
@@ -247,7 +249,9 @@ class Stage:
 
         found = await self.once("blobs", make)
         if not found:
-            raise NotJudged("there is no blob to pull: name an image by --reference, or one by --blob")
+            raise NotJudged(
+                "there is no blob to pull: name an image by --repository and --reference, or a blob by --blob"
+            )
         return found
 
     async def _given(self) -> list[tuple[Target, dict[str, Any]]]:

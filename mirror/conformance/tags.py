@@ -149,7 +149,7 @@ async def _everything(stage: Stage) -> list[str]:
     await _pushed(stage)
     tags = await _walk(stage, await stage.get("tags", "list"))
     if len(tags) < 3:
-        raise NotJudged(f"the repository has only {len(tags)} tags")
+        raise NotJudged(f"paging takes three tags, the repository has {len(tags)}")
     return tags
 
 

@@ -43,12 +43,9 @@ class Collector:
         self._size += len(manifest.raw)
         if self._size > MAX_MANIFESTS:
             raise Problem(f"has more than {MAX_MANIFESTS} bytes of manifests; split it")
-        subject = manifest.subject.digest if manifest.subject else None
-        self._rows[digest] = Row(
-            raw=manifest.raw, content_type=content_type, descriptor=manifest.descriptor, subject=subject
-        )
-        if subject:
-            self._referrers[subject].append(digest)
+        self._rows[digest] = Row(raw=manifest.raw, content_type=content_type, descriptor=manifest.descriptor)
+        if manifest.subject:
+            self._referrers[manifest.subject.digest].append(digest)
 
     def name(self, tag: Tag, digest: Digest) -> None:
         """Let a tag point at a manifest; the first one has it."""

@@ -37,7 +37,6 @@ class Row:
     raw: bytes = field(repr=False)
     content_type: str
     descriptor: Descriptor
-    subject: Digest | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,9 @@ def scan(folder: Path, prefix: str) -> list[Found]:
         try:
             name = parse_name(f"{prefix}/{path}" if path else "")
         except NameInvalid as error:
-            problem = f"{error.message}; rename it" if path else "is a layout itself; give the folder it is in"
+            problem = "is a layout itself; give the folder it is in"
+            if path:
+                problem = f"cannot be named: {error.message}; rename it"
             found.append(Found(path=item.path, problem=problem, signature=item.signature))
             continue
         owner = owners.setdefault(name, item.path)

@@ -141,7 +141,7 @@ async def test_without_users_nobody_writes_through_other_listeners(
         assert (await delete(one, manifest_path(image.digest, "up/some/image"))).status == refused
         if not insecure:
             assert answer.code == "DENIED"
-            assert "configure access.htpasswd_file, or insecure_writes: true" in answer.body.decode()
+            assert "configure access.htpasswd_file, or access.insecure_writes: true" in answer.body.decode()
             assert (await delete(one, f"/v2/local/app/blobs/{DIGEST}")).status == 403
             assert (await one.ask("PATCH", UPLOADS + "some-session", data=b"x")).status == 403
             assert (await one.ask("PUT", "/v2/local/app/manifests/v1", data=b"{}")).status == 403

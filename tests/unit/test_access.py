@@ -712,7 +712,7 @@ def test_who_may_do_what(settings: Access, name: str | None, loopback: bool, exp
 
 
 def test_a_refusal_says_what_to_do() -> None:
-    with pytest.raises(Denied, match=r"configure access\.htpasswd_file, or insecure_writes: true"):
+    with pytest.raises(Denied, match=r"configure access\.htpasswd_file, or access\.insecure_writes: true"):
         Policy(Access()).check(ANONYMOUS, Action.PUSH, loopback=False)
     with pytest.raises(Denied, match=r"user u may not push here; access\.push lists"):
         Policy(Access(htpasswd_file=FILE, push=())).check(Principal(name="u"), Action.PUSH, loopback=False)

@@ -57,7 +57,7 @@ async def test_without_a_login_tokens_are_for_pulling() -> None:
         judgement = await judge(registry.url, ALL, Options(), only=("manifest-get-unknown-tag", "upload-put"))
     outcomes = {result.case.name: result.outcome for result in judgement.results}
     assert outcomes == {"manifest-get-unknown-tag": Outcome.PASSED, "upload-put": Outcome.UNSUPPORTED}
-    assert judgement.no_pushes.endswith("answers 401")
+    assert judgement.no_pushes.endswith("answers 401 (log in by --user)")
 
 
 async def test_no_secret_is_in_the_log() -> None:

@@ -207,7 +207,8 @@ def test_pulling_only_by_a_tag(registry: ConformantRegistry) -> None:
     assert {method for method, _, _ in registry.seen} == {"GET", "HEAD"}
     refused = run(registry.url)
     assert refused.exit_code == 1
-    assert "name content to pull by --repository and --reference" in refused.output
+    assert "no manifest to pull: name one by --repository and --reference" in refused.output
+    assert "UNDECIDED 1.1: 0 of " in refused.output
 
 
 # ---- several columns ----

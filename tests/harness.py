@@ -19,6 +19,7 @@ from aiohttp import web
 from mirror.config import Config, Upstream
 from mirror.logs import AccessLog
 from mirror.metrics import Metrics, prepare
+from mirror.server.protocol import Runner
 from mirror.wiring import build_app
 from mirror.worker import WorkerContext
 
@@ -33,7 +34,7 @@ def make_config(root: Path, upstreams: Mapping[str, Any], **settings: Any) -> Co
 class Mirror:
     """One running worker. url: where it answers. app: the application. lines: its access log."""
 
-    def __init__(self, app: web.Application, runner: web.AppRunner, port: int, lines: Lines, scheme: str) -> None:
+    def __init__(self, app: web.Application, runner: Runner, port: int, lines: Lines, scheme: str) -> None:
         self.app = app
         self.url = f"{scheme}://127.0.0.1:{port}"
         self.lines = lines.written
@@ -101,7 +102,7 @@ async def start_mirror(config: Config, *, slot: int = 0, ssl: ssl_module.SSLCont
         metrics.close()
 
     app.on_cleanup.append(close)
-    runner = web.AppRunner(app, auto_decompress=False, access_log=None, shutdown_timeout=1)
+    runner = Runner(app, auto_decompress=False, access_log=None, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl)
     await site.start()

@@ -25,6 +25,7 @@ from mirror.logs import AccessLog
 from mirror.metrics import Metrics
 from mirror.oci.errors import RegistryError
 from mirror.server.board import Board, Phase
+from mirror.server.protocol import Runner
 from mirror.server.sockets import BACKLOG, Reservation
 from mirror.worker import StartupError, WorkerContext
 
@@ -102,7 +103,7 @@ async def _work(job: Job) -> None:
         access_log.close()
 
 
-async def _start(job: Job, access_log: AccessLog) -> web.AppRunner:
+async def _start(job: Job, access_log: AccessLog) -> Runner:
     try:
         context = WorkerContext(
             slot=job.slot,
@@ -111,7 +112,7 @@ async def _start(job: Job, access_log: AccessLog) -> web.AppRunner:
             stopping=job.board.stopping,
             access_log=access_log,
         )
-        runner = web.AppRunner(
+        runner = Runner(
             await job.build_app(job.config, context),
             access_log=None,  # the default one halves the requests per second
             auto_decompress=False,  # digests are of the bytes as sent
@@ -127,7 +128,7 @@ async def _start(job: Job, access_log: AccessLog) -> web.AppRunner:
     return runner
 
 
-async def _drain(runner: web.AppRunner, timeout: float) -> None:
+async def _drain(runner: Runner, timeout: float) -> None:
     """Stop listening, let running requests end for at most ``timeout`` seconds, then close everything."""
     for site in list(runner.sites):
         await site.stop()

@@ -77,6 +77,15 @@ class Gate:
         if self._users is not None:
             await self._users.close()
 
+    @property
+    def has_users(self) -> bool:
+        """Say whether anybody can log in."""
+        return self._users is not None
+
+    def admits_anybody(self, action: Action) -> bool:
+        """Say whether ``admit`` lets this through whoever asks, so that it need not be asked."""
+        return self._open and (action is Action.PULL or action is Action.LOGIN)
+
     def through_loopback(self, local: object) -> bool:
         """Say whether a connection came through a listener on loopback. local: its own address (getsockname)."""
         return through_loopback(local, self._listen)
@@ -98,7 +107,7 @@ class Gate:
         asked for, ``repository:<name>:pull,push``, None for nothing in particular.
         Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
         """
-        if self._open and (action is Action.PULL or action is Action.LOGIN):
+        if self.admits_anybody(action):
             return ANONYMOUS
         policy = self._policy
         policy.check_client(client)

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from mirror.access.credentials import Login
 from mirror.access.gate import TOKEN_PATH, Gate
-from mirror.access.identity import Action, Principal
+from mirror.access.identity import ANONYMOUS, Action, Principal
 from mirror.api.incoming import RequestBody, read_all
+from mirror.oci.errors import Denied
 
 __all__ = ["TOKEN_PATH", "admit", "base_url", "token"]
 
@@ -29,6 +30,11 @@ async def admit(request: web.Request, gate: Gate, action: Action, scope: str | N
     scope: what a token for it would be asked for, ``repository:<name>:pull,push``; None for nothing in particular.
     Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
     """
+    if gate.admits_anybody(action):
+        return ANONYMOUS
+    if action not in _READS and not gate.has_users and "Origin" in request.headers:
+        # A browser sends it, and no client of registries does: any page could have it write to this machine.
+        raise Denied("web pages may not write to a registry without users; set access.htpasswd_file")
     transport = request.transport
     local = transport.get_extra_info("sockname") if transport is not None and action not in _READS else None
     return await gate.admit(

@@ -43,8 +43,7 @@ async def get_blob(
     exchange: Exchange, blobs: BlobService, repository: Repository, digest: Digest, send_timeout: float
 ) -> web.StreamResponse:
     """Answer GET: what is here at once, what is not as it arrives."""
-    if exchange.known(digest) and blobs.has(repository, digest):
-        await blobs.confirm(repository, digest)
+    if exchange.known(digest) and blobs.has(repository, digest) and await blobs.confirm(repository, digest):
         blobs.touch(digest)
         exchange.hit = True
         exchange.cache = cache_status(hit=True)

@@ -54,6 +54,7 @@ class Exchange:
         headers = response.headers
         headers["X-Request-Id"] = self.request_id
         headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        headers["X-Content-Type-Options"] = "nosniff"  # what was pushed may be anything, and is no page of ours
         if self.ns is not None and _ECHOABLE.fullmatch(self.ns):  # it is the client's, and may hold line ends
             headers["OCI-Namespace"] = self.ns
         if self.cache is not None:

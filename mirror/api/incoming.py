@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from aiohttp import ClientPayloadError, hdrs, web
@@ -13,6 +14,9 @@ from mirror.oci.errors import BlobUploadInvalid, ParameterInvalid, SizeInvalid
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 _ASKED = web.RequestKey("asked", bool)
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+WHOLE_WITHIN = 120.0
+"""Seconds for a body that is taken as a whole: who sends no more of it would keep the connection for ever."""
 
 
 async def expect(request: web.Request) -> None:
@@ -63,12 +67,21 @@ class RequestBody:
 
 
 async def read_all(body: RequestBody, largest: int) -> bytes | None:
-    """Return a whole body; None when it is longer than ``largest`` bytes."""
+    """Return a whole body; None when it is longer than ``largest`` bytes.
+
+    Raises: BlobUploadInvalid when it breaks off, or does not end in time.
+    """
     pieces = []
-    while data := await body.read():
-        pieces.append(data)
-        if body.received > largest:
-            return None
+    try:
+        async with asyncio.timeout(WHOLE_WITHIN):
+            while data := await body.read():
+                pieces.append(data)
+                if body.received > largest:
+                    return None
+    except TimeoutError:
+        raise BlobUploadInvalid(
+            f"the body did not end within {WHOLE_WITHIN:.0f} s; {body.received} bytes came"
+        ) from None
     return b"".join(pieces)
 
 

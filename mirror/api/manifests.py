@@ -29,6 +29,7 @@ async def get_manifest(exchange: Exchange, manifests: ManifestService, reference
         "Content-Type": descriptor.media_type,
         "Docker-Content-Digest": exchange.digest,
         "ETag": f'"{descriptor.digest}"',
+        "Content-Security-Policy": "sandbox",  # its type is whatever it was pushed as, text/html too
     }
     if answer.warning:
         headers["Warning"] = f'299 - "{_quotable(answer.warning)}"'

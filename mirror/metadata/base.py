@@ -120,9 +120,19 @@ class MetadataStore(Protocol):
         ...
 
     async def referrers(
-        self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int, last: str = ""
+        self,
+        repository: Repository,
+        subject: Digest,
+        *,
+        artifact_type: str | None,
+        n: int,
+        last: str = "",
+        room: int | None = None,
     ) -> list[Descriptor]:
-        """Return up to ``n`` manifests pushed with a subject, after the digest ``last``, in the order of digests."""
+        """Return up to ``n`` manifests pushed with a subject, after the digest ``last``, in the order of digests.
+
+        room: bytes of annotations; the one that exceeds it is the last.
+        """
         ...
 
     async def history(self, repository: Repository, tag: Tag, *, n: int, before: int | None = None) -> list[TagMove]:
@@ -173,8 +183,8 @@ class MetadataStore(Protocol):
     ) -> None:
         """Note a manifest that is stored under its kept name, and move tags to it: all of it or nothing.
 
-        required: blobs that have to be in the repository. condition: of the only tag, or of the manifest when
-        there is none. at: Unix seconds. The caller holds the manifest's lease.
+        required: blobs that have to be in the repository. condition: of each tag, or of the manifest when there
+        is none. at: Unix seconds. The caller holds the manifest's lease.
         Raises: ManifestBlobUnknown (400) naming all that are missing; PreconditionFailed (412).
         """
         ...

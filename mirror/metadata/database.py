@@ -77,25 +77,46 @@ class Database:
             row: Row | None = self._reader.execute(query, values).fetchone()
         return row
 
-    async def many(self, query: str, values: Sequence[object]) -> list[Row]:
-        """Return all rows of a query, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._listing, self._many, query, values)
+    async def many(self, query: str, values: Sequence[object], *, room: int | None = None) -> list[Row]:
+        """Return all rows of a query, in a thread. room: characters of text; the row that exceeds it is the last."""
+        loop = asyncio.get_running_loop()
+        if room is not None:
+            return await loop.run_in_executor(self._listing, self._within, query, values, room)
+        return await loop.run_in_executor(self._listing, self._many, query, values)
 
     async def write(self, write: Write[T], *, durable: bool = False) -> T:
         """Run a function in a transaction and return what it does once that is committed.
 
-        What it raises ends the transaction, and takes no other's write with it. durable: survives a loss of power.
+        What it raises ends the transaction, and takes no other's write with it. durable: survives a loss of power;
+        who is cancelled waits for its end all the same, as the lease it is written under is released next.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(write, done, durable))
         if self._batch is None or self._batch.done():
             self._batch = asyncio.create_task(self._write_batches(), name="metadata write")
-        return await done
+        if not durable:
+            return await done
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.gather(done, return_exceptions=True)
+            raise
 
     def _many(self, query: str, values: Sequence[object]) -> list[Row]:
         assert self._lister is not None
         with database_errors("reading"):
             return self._lister.execute(query, values).fetchall()
+
+    def _within(self, query: str, values: Sequence[object], room: int) -> list[Row]:
+        assert self._lister is not None
+        rows: list[Row] = []
+        with database_errors("reading"), contextlib.closing(self._lister.execute(query, values)) as cursor:
+            for row in cursor:
+                rows.append(row)
+                room -= sum(len(value) for value in row if isinstance(value, str))
+                if room < 0:
+                    break
+        return rows
 
     async def _write_batches(self) -> None:
         while self._waiting:

@@ -4,7 +4,8 @@ manifest    what upstreams say of manifests, whoever has them
 public      content fetched without credentials
 link        which repository may read which content; of our own: which blobs it has
 child       sizes that a repository's manifests give for their blobs
-pushed      the manifests of our own repositories
+pushed      the manifests of our own repositories; its rows can be megabytes of annotations, which is why they are
+            not in the tree of their key: a search would read every row it passes
 tag         what each tag points at
 history     every move of every tag
 repository  names, as the catalog lists them
@@ -31,7 +32,7 @@ CREATE TABLE IF NOT EXISTS child (
 CREATE TABLE IF NOT EXISTS pushed (
     repository TEXT NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL,
     artifact_type TEXT, annotations TEXT, subject TEXT, pushed_at REAL NOT NULL,
-    PRIMARY KEY (repository, digest)) WITHOUT ROWID;
+    PRIMARY KEY (repository, digest));
 CREATE INDEX IF NOT EXISTS pushed_digest ON pushed (digest, repository);
 CREATE INDEX IF NOT EXISTS pushed_subject ON pushed (repository, subject, digest) WHERE subject IS NOT NULL;
 CREATE INDEX IF NOT EXISTS pushed_type ON pushed (repository, subject, artifact_type, digest)

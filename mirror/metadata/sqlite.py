@@ -105,7 +105,14 @@ class SqliteMetadata:
         return [row[0] for row in rows]
 
     async def referrers(
-        self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int, last: str = ""
+        self,
+        repository: Repository,
+        subject: Digest,
+        *,
+        artifact_type: str | None,
+        n: int,
+        last: str = "",
+        room: int | None = None,
     ) -> list[Descriptor]:
         wanted = "" if artifact_type is None else " AND artifact_type = ?"
         values = [repository.key, str(subject), last, *([] if artifact_type is None else [artifact_type]), n]
@@ -113,6 +120,7 @@ class SqliteMetadata:
             "SELECT digest, media_type, size, artifact_type, annotations FROM pushed"
             f" WHERE repository = ? AND subject = ? AND digest > ?{wanted} ORDER BY digest LIMIT ?",
             values,
+            room=room,
         )
         return [
             Descriptor(
@@ -202,7 +210,8 @@ class SqliteMetadata:
 
         def write(database: sqlite3.Connection) -> None:
             if condition is not None:
-                condition.check(_points_at(database, repository, tags[0] if tags else descriptor.digest))
+                for target in tags or (descriptor.digest,):
+                    condition.check(_points_at(database, repository, target))
             missing = [digest for digest in dict.fromkeys(required) if not _has_blob(database, repository, digest)]
             if missing:
                 raise ManifestBlobUnknown(

@@ -142,13 +142,18 @@ class BlobService:
             hit=False,
         )
 
-    async def confirm(self, repository: Repository, digest: Digest) -> None:
+    async def confirm(self, repository: Repository, digest: Digest) -> bool:
         """Make sure that a repository may read content that is here, asking its upstream once.
 
+        Returns False when it is not here any more: then there is nothing to compare the answer with.
         Raises: BlobUnknown when it may not; UpstreamError when nobody can say.
         """
         if not self._packaged(repository):
-            await self._confirm(repository, digest, self._store.stat(digest))
+            size = self._store.stat(digest)
+            if size is None:
+                return False
+            await self._confirm(repository, digest, size)
+        return True
 
     def touch(self, digest: Digest) -> None:
         """Note that a client still uses content, though it did not need the bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import json
 from bisect import bisect_right
@@ -25,7 +26,7 @@ MOST_REFERRERS = 1_000
 MOST_BYTES = 4 * 1024 * 1024 - 1024
 """Bytes of the descriptors of one page of referrers, whose annotations are whatever was pushed."""
 AT_ONCE = 100
-"""Referrers read at once: of each all annotations."""
+"""Referrers read, or children of an index looked up, before others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class ListService:
         """Return a page of tags in ASCII order (end-8a, end-8b). Raises: NameUnknown (404) for no such repository."""
         packages = self._packages
         if packages is not None and packages.owns(repository.name):
+            if repository.name not in packages.names():
+                raise NameUnknown(f"{repository} cannot be read; see the log", detail={"name": repository.name})
             every = packages.tags(repository.name)
             found = list(every[bisect_right(every, last) :][: _count(n) + 1])
         else:
@@ -75,7 +78,7 @@ class ListService:
         the page is empty, also of a repository that is not here.
         """
         count = min(_count(n), MOST_REFERRERS)
-        others = await self._listed(repository, subject)
+        others = await self._listed(repository, subject, artifact_type, count + 1, last)
         if self._packages is not None and self._packages.owns(repository.name):
             pushed = []
             others += [manifest.descriptor for manifest in self._packages.referrers(repository.name, subject)]
@@ -104,20 +107,26 @@ class ListService:
         """Return up to ``count`` descriptors after a digest, fewer when those are more than a page can hold."""
         found: list[Descriptor] = []
         room = MOST_BYTES
-        while len(found) < count and room >= 0:
+        # Two at least: with one alone that fills the page nobody would know that others follow.
+        while len(found) < count and (room >= 0 or len(found) < 2):
             wanted = min(count - len(found), AT_ONCE)
             after = str(found[-1].digest) if found else last
             some = await self._metadata.referrers(
-                repository, subject, artifact_type=artifact_type, n=wanted, last=after
+                repository, subject, artifact_type=artifact_type, n=wanted, last=after, room=room
             )
             found += some
             room -= sum(map(_length, some))
-            if len(some) < wanted:
+            if not some or (len(some) < wanted and room >= 0):
                 break
         return found
 
-    async def _listed(self, repository: Repository, subject: Digest) -> list[Descriptor]:
-        """Return what the index under the fallback tag lists, as far as it is here and says nothing else itself."""
+    async def _listed(
+        self, repository: Repository, subject: Digest, artifact_type: str | None, count: int, last: str
+    ) -> list[Descriptor]:
+        """Return what the index under the fallback tag lists, as far as it is here and says nothing else itself.
+
+        Of those no more than a page needs: an index can list tens of thousands, here or not.
+        """
         try:
             reference = Reference(repository, referrers_tag(subject))
             index = (await self._manifests.get(reference)).manifest
@@ -125,14 +134,26 @@ class ListService:
             return []
         if index is None or index.descriptor.media_type != OCI_INDEX:
             return []
-        found = []
-        for child in index.manifests:
+        packaged = self._packages is not None and self._packages.owns(repository.name)
+        children = {text: child.digest for child in index.manifests if (text := str(child.digest)) > last}
+        found: list[Descriptor] = []
+        room = MOST_BYTES
+        for at, text in enumerate(sorted(children)):
+            if len(found) == count or (room < 0 and len(found) > 1):
+                break
+            if at % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if not packaged and self._metadata.holds(repository, children[text]) is None:
+                continue
             try:
-                manifest = (await self._manifests.get(Reference(repository, child.digest))).manifest
+                manifest = (await self._manifests.get(Reference(repository, children[text]))).manifest
             except (ManifestUnknown, StorageFailed):
                 continue
-            if manifest is not None and (manifest.subject is None or manifest.subject.digest == subject):
+            if manifest is None or (manifest.subject is not None and manifest.subject.digest != subject):
+                continue
+            if artifact_type in (None, manifest.descriptor.artifact_type):
                 found.append(manifest.descriptor)
+                room -= _length(manifest.descriptor)
         return found
 
 

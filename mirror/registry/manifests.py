@@ -214,6 +214,7 @@ class ManifestService:
         manifest = await self._readable(repository, digest)
         if manifest is not None:
             return manifest, True
+        self._upstream(repository, str(digest))  # of our own repositories there is nobody else to ask
         return await self._shared.once((repository, digest), lambda: self._obtain(repository, digest)), False
 
     async def _readable(self, repository: Repository, digest: Digest) -> Manifest | None:
@@ -246,6 +247,8 @@ class ManifestService:
         if found is not None:
             return found
         raw = await self._stored(digest)
+        if raw is None and self._metadata.holds(repository, digest) is None:
+            return None  # deleted just now
         try:
             if raw is None:
                 raise _WrongDigest("it is not there, or cannot be read")

@@ -7,7 +7,6 @@ changes them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +15,6 @@ from typing import Literal
 from mirror.metadata.base import Condition, MetadataStore
 from mirror.oci.errors import (
     BlobUnknown,
-    Busy,
     DigestInvalid,
     ManifestTooLarge,
     ManifestUnknown,
@@ -26,16 +24,14 @@ from mirror.oci.errors import (
 from mirror.oci.manifest import Manifest, parse_pushed
 from mirror.oci.names import Digest, Repository, Tag, digest_of
 from mirror.packages.base import Packages
-from mirror.registry.sharing import wait_for_lease
-from mirror.store.base import BlobStore, Lease, Leases, kept_lease
+from mirror.registry.sharing import take_lease
+from mirror.store.base import BlobStore, Leases, kept_lease
 from mirror.store.threads import in_thread
 
 log = logging.getLogger("mirror.pushes")
 
 READ_INLINE = 64 * 1024
 """Longest manifest hashed and parsed on the event loop, in bytes."""
-LEASE_WITHIN = 20.0
-"""Seconds to wait for a lease: of a kept name nobody has it for longer than a commit, of a download for ever."""
 
 
 class PushService:
@@ -113,7 +109,8 @@ class PushService:
     ) -> Manifest:
         """Store a manifest as it is, and move tags to it (end-7a, end-7b); durable when it returns.
 
-        target: its tag, or its digest and then ``tags`` may name many. condition: of the target.
+        target: its tag, or its digest and then ``tags`` may name many. condition: of the tag, of each of ``tags``, or
+        of the manifest when there are none.
         Raises: ManifestTooLarge (413); ManifestInvalid, DigestInvalid, ManifestBlobUnknown (400);
         PreconditionFailed (412); StorageFull, StorageFailed.
         """
@@ -126,7 +123,7 @@ class PushService:
             manifest = await in_thread(_read, raw, content_type, asked)
         digest = manifest.descriptor.digest
         required = [blob.digest for blob in manifest.blobs if not blob.foreign]
-        lease = await self._lease(kept_lease(digest), digest)
+        lease = await take_lease(self._leases, kept_lease(digest), digest)
         try:
             fresh = await self._store.keep(digest, raw)
             try:
@@ -152,7 +149,7 @@ class PushService:
         source: the repository it is in, which the caller may pull from. anywhere: with none named, look for it
         among what was pushed to our own. Returns False when it cannot be had that way.
         """
-        lease = await self._lease(kept_lease(digest), digest)
+        lease = await take_lease(self._leases, kept_lease(digest), digest)
         try:
             found = self._metadata.may_read(repository, digest)
             if not found and source is not None:
@@ -204,7 +201,7 @@ class PushService:
 
     async def _delete(self, digest: Digest, delete: Callable[[], Awaitable[bool]]) -> bool:
         """Delete a row of a digest, and its kept name with the last one."""
-        lease = await self._lease(kept_lease(digest), digest)
+        lease = await take_lease(self._leases, kept_lease(digest), digest)
         try:
             found = await delete()
             if found:
@@ -233,22 +230,13 @@ class PushService:
         return True
 
     async def _purge(self, repository: Repository, digest: Digest) -> None:
-        lease = await self._lease(str(digest), digest)
+        lease = await take_lease(self._leases, str(digest), digest)
         try:
             await self._metadata.purge(repository, digest)
             await self._store.evict(digest)
         finally:
             lease.release()
         log.info("%s was purged from the cache of %s", digest, repository)
-
-    async def _lease(self, key: str, digest: Digest) -> Lease:
-        try:
-            async with asyncio.timeout(LEASE_WITHIN):
-                lease = await wait_for_lease(self._leases, key, lambda: False)
-        except TimeoutError:
-            raise Busy(f"{digest} is being stored or deleted by others; try again") from None
-        assert lease is not None, "there is no other end to wait for"
-        return lease
 
 
 def too_large(largest: int) -> ManifestTooLarge:

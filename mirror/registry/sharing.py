@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
+from mirror.oci.errors import Busy
 from mirror.store.base import Lease, Leases
 
 T = TypeVar("T")
 
 HEADERS_WITHIN = 20.0
 """Seconds a client waits for headers or an error; containerd gives up at 30."""
+
+LEASE_WITHIN = 20.0
+"""Seconds to wait for a lease: of a kept name nobody has it for longer than a commit, of a download for ever."""
 
 
 class Shared:
@@ -65,6 +69,17 @@ async def wait_for_lease(leases: Leases, key: str, done: Callable[[], bool]) -> 
         pause = min(pause * 1.5, 0.025)
         if done():
             return None
+
+
+async def take_lease(leases: Leases, key: str, what: object) -> Lease:
+    """Wait for a lease that nobody has for long. what: it is of, for the message. Raises: Busy (503)."""
+    try:
+        async with asyncio.timeout(LEASE_WITHIN):
+            lease = await wait_for_lease(leases, key, lambda: False)
+    except TimeoutError:
+        raise Busy(f"{what} is being stored or deleted by others; try again") from None
+    assert lease is not None, "there is no other end to wait for"
+    return lease
 
 
 def _take_error(task: asyncio.Task[Any]) -> None:

@@ -24,7 +24,6 @@ from mirror.oci.errors import (
     BlobTooLarge,
     BlobUploadInvalid,
     BlobUploadUnknown,
-    Busy,
     ChunkOutOfOrder,
     DigestInvalid,
     RegistryError,
@@ -33,7 +32,7 @@ from mirror.oci.errors import (
     StorageFull,
 )
 from mirror.oci.names import Digest, Repository
-from mirror.registry.sharing import wait_for_lease
+from mirror.registry.sharing import take_lease, wait_for_lease
 from mirror.store.base import BlobStore, Lease, Leases, kept_lease
 from mirror.store.threads import run_in
 from mirror.store.uploads import RunningHash, UploadFile, UploadStore, algorithm_of, is_session, lease_key
@@ -53,8 +52,6 @@ TAKE_WITHIN = 15.0
 """Seconds a request waits for one before it on the same session."""
 LOOK_WITHIN = 3.0
 """Seconds a question where a session stands waits for a request that sends to it."""
-LEASE_WITHIN = 20.0
-"""Seconds to wait for the lease of a blob's kept name, which is held for no longer than a commit."""
 THREADS = 8
 """Uploads of one worker that hash, write or sync at the same time."""
 REMEMBER = 300.0
@@ -357,7 +354,7 @@ class UploadService:
                 detail={"digest": str(digest), "actual": str(actual), "size": upload.size},
             )
         await self._run(upload.sync_in_thread)
-        lease = await _kept(self._leases, digest)
+        lease = await take_lease(self._leases, kept_lease(digest), digest)
         try:
             fresh = await self._run(self._uploads.keep_in_thread, upload, digest)
             try:
@@ -440,17 +437,6 @@ class UploadService:
                 if seen.used < stale and seen.catching_up is None:
                     self._forget(session)
             await asyncio.sleep(min(max(self._expires / 4, 1.0), 60.0))
-
-
-async def _kept(leases: Leases, digest: Digest) -> Lease:
-    """Wait for the lease of a digest's kept name."""
-    try:
-        async with asyncio.timeout(LEASE_WITHIN):
-            lease = await wait_for_lease(leases, kept_lease(digest), lambda: False)
-    except TimeoutError:
-        raise Busy(f"{digest} is being stored or deleted by others; try again") from None
-    assert lease is not None, "there is no other end to wait for"
-    return lease
 
 
 def _unknown(repository: Repository, session: str) -> BlobUploadUnknown:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mirror import config
 from mirror.oci.errors import NameUnknown
-from mirror.oci.names import Repository, RepositoryName, parse_name
+from mirror.oci.names import MAX_NAME, Repository, RepositoryName, parse_name
 
 DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 """Three names of one registry, whose official images are asked for by one-part names."""
@@ -84,6 +84,8 @@ class Router:
             return Repository(None, parse_name(name))
         if slash and _looks_like_host(first):
             raise _not_configured(first)
+        if len(name) > MAX_NAME:
+            parse_name(name)  # says so: no pattern was asked about it
         if self._default is None:
             raise NameUnknown(
                 f"{name[:120]!r} says no registry, and there is no default: put the registry's name first, or "
@@ -108,6 +110,8 @@ class Router:
         return source
 
     def _is_local(self, name: str) -> bool:
+        if len(name) > MAX_NAME:  # it is none, and some patterns take minutes to find that in a whole request line
+            return False
         return any(pattern.fullmatch(name) for pattern in self._local) or self._packaged(RepositoryName(name))
 
     def _by_host(self, host: str) -> str | None:

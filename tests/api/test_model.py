@@ -140,17 +140,14 @@ class Registry(RuleBasedStateMachine):
 
     @rule(worker=workers, name=names, digest=manifests, to=st.sets(tags), new=st.booleans())
     def push_manifest(self, worker: int, name: str, digest: str, to: set[str], new: bool) -> None:
-        """new: only if the tag, or without one the manifest, is not there yet."""
-        if len(to) == 1:
-            reference, before = next(iter(to)), self.tags[name].get(next(iter(to)))
-        else:
-            reference, before = f"{digest}?" + "&".join(f"tag={tag}" for tag in sorted(to)), None
-            new = new and not to
-            before = digest if digest in self.manifests[name] else None
+        """new: only if none of the tags, or without any the manifest, is there yet."""
+        there = any(tag in self.tags[name] for tag in to) if to else digest in self.manifests[name]
+        parameters = "&".join(f"tag={tag}" for tag in sorted(to))
+        reference = next(iter(to)) if len(to) == 1 else f"{digest}?{parameters}"
         headers = {"If_None_Match": "*"} if new else {}
         answer = self.run(put_manifest(self.workers[worker], name, reference, BY_DIGEST[digest], **headers))
         missing = [blob for blob in needed(digest) if blob not in self.blobs[name]]
-        if new and before is not None:
+        if new and there:
             assert code_of(answer) == (412, "DENIED")
         elif missing:
             assert code_of(answer) == (400, "MANIFEST_BLOB_UNKNOWN")

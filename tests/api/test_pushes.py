@@ -433,6 +433,22 @@ async def test_conditions_on_a_digest(two: list[Mirror]) -> None:
     await served(two, A, made.digest, made)
 
 
+async def test_conditions_on_many_tags(two: list[Mirror]) -> None:
+    """Of each of them, or none is moved."""
+    before, made = make_index(), make_index(annotations={"a": "b"})
+    await push(two[0], A, before, "v2")
+    for tags in ("tag=v1&tag=v2", "tag=v2&tag=v1"):
+        assert (await put_manifest(two[1], A, f"{made.digest}?{tags}", made, If_None_Match="*")).status == 412
+        assert (await put_manifest(two[1], A, f"{made.digest}?{tags}", made, If_Match="*")).status == 412
+        await unknown(two, manifest_path("v1", A))
+        await unknown(two, manifest_path(made.digest, A))
+        await served(two, A, "v2", before)
+    assert (await put_manifest(two[1], A, f"{made.digest}?tag=v1&tag=v3", made, If_None_Match="*")).status == 201
+    assert (await put_manifest(two[1], A, f"{before.digest}?tag=v1&tag=v3", before, If_Match="*")).status == 201
+    assert await tags_of(two[0], A) == ["v1", "v2", "v3"]
+    await served(two, A, "v1", before)
+
+
 async def test_conditions_of_deleting(two: list[Mirror]) -> None:
     made = make_index()
     await push(two[0], A, made, "v1")

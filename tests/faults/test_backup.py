@@ -316,6 +316,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.dup2(2, 1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
         for name in ("fsync", "rename", "link", "unlink", "mkdir", "rmdir", "close"):
             counted(name)
         sqlite3.connect = connect

@@ -273,8 +273,7 @@ async def test_what_cannot_be(client: Connection, hub: FakeUpstream, target: str
 async def test_a_name_of_bytes_that_are_no_text(client: Connection) -> None:
     answer = await client.ask("GET", "/v2/\udcff\udcfe/manifests/latest")
     assert answer.status == 400
-    if answer.headers["content-type"] == "application/json":
-        assert answer.code == "NAME_INVALID"
+    assert answer.code in ("NAME_INVALID", "UNSUPPORTED")  # told by the grammar of names, or not parsed at all
 
 
 @pytest.mark.parametrize("target", ["*", "example.com:443", "http://docker.io/v2/library/alpine/manifests/latest"])

@@ -92,7 +92,6 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     )
     uploads = UploadService(
         uploads=UploadStore(root),
-        store=store,
         leases=leases,
         metadata=metadata,
         largest=config.limits.blob,

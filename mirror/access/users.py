@@ -169,7 +169,7 @@ def _read(path: Path, known: bytes | None) -> _Found | None:
             if raw == known:
                 return None
             previous = raw
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE)  # in a thread; whoever writes the file may not be done
             raw = _contents(path)
             if raw == previous:
                 break

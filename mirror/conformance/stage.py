@@ -107,7 +107,7 @@ class Stage:
         found = self._memory[key]
         if isinstance(found, Verdict):
             raise found
-        return found  # type: ignore[no-any-return]
+        return found  # type: ignore[no-any-return]  # what make() of this key returned
 
     # ---- pushing ----
 

@@ -24,7 +24,6 @@ _OURS = "repository >= '|' AND repository < '}'"
 
 _TABLES = {
     "link": ("repository, digest", _OURS),
-    "child": ("repository, digest, size", _OURS),
     "pushed": ("repository, digest, media_type, size, artifact_type, annotations, subject, pushed_at", _OURS),
     "tag": (
         "repository, tag, digest, media_type, size, origin, checked_at, fresh_until, retry_at, trouble, previous",
@@ -80,7 +79,7 @@ class SqliteBackup:
                     break
                 if attempt < _ATTEMPTS - 1:
                     database.execute("COMMIT")
-                    time.sleep(_PAUSE * (attempt + 1))
+                    time.sleep(_PAUSE * (attempt + 1))  # a command of its own: there is no event loop
             for table, (columns, which) in _TABLES.items():
                 database.execute(
                     f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM root.{table} WHERE {which}"
@@ -180,7 +179,6 @@ class PushedCopy:
                 database.executemany(f"DELETE FROM {table} WHERE digest = ?", lost)
             left = " UNION ".join(f"SELECT repository FROM {table}" for table in _HOLDERS)
             database.execute(f"DELETE FROM repository WHERE key NOT IN ({left})")
-            database.execute(f"DELETE FROM child WHERE repository NOT IN ({left})")
             database.execute("COMMIT")
 
 

@@ -219,7 +219,6 @@ class SqliteMetadata:
                     "push.missing_blobs: accept",
                     detail=[{"digest": str(digest)} for digest in missing],
                 )
-            _put_sizes(database, repository, manifest)
             database.execute(
                 "INSERT OR REPLACE INTO pushed (repository, digest, media_type, size, artifact_type, annotations,"
                 " subject, pushed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

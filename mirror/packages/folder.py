@@ -200,7 +200,7 @@ class PackageFolder:
         while True:
             try:
                 await self._look()
-            except Exception:
+            except Exception:  # whatever it is, what was read before is served, and the next look may succeed
                 logger.exception("packages: looking through %s failed; it is tried again", self._folder)
             if not first.is_set():
                 logger.info("packages: %d repositories in %s", len(self._entries), self._folder)
@@ -289,7 +289,7 @@ class PackageFolder:
                 entry = self._unverified.popleft()
                 try:
                     await self._verify(entry)
-                except Exception:
+                except Exception:  # the others are verified all the same; this one when it is asked for
                     logger.exception("packages: verifying %s failed", entry.path)
             self._more.clear()
             await self._more.wait()

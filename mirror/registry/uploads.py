@@ -33,7 +33,7 @@ from mirror.oci.errors import (
 )
 from mirror.oci.names import Digest, Repository
 from mirror.registry.sharing import take_lease, wait_for_lease
-from mirror.store.base import BlobStore, Lease, Leases, kept_lease
+from mirror.store.base import Lease, Leases, kept_lease
 from mirror.store.threads import run_in
 from mirror.store.uploads import RunningHash, UploadFile, UploadStore, algorithm_of, is_session, lease_key
 
@@ -65,7 +65,7 @@ class Incoming(Protocol):
     def length(self) -> int | None: ...
 
     async def read(self) -> bytes:
-        """Return the next bytes, none at the end. Raises: ConnectionError when the client is gone."""
+        """Return the next bytes, none at the end. Raises: BlobUploadInvalid (400) when it breaks off."""
         ...
 
 
@@ -140,14 +140,12 @@ class UploadService:
         self,
         *,
         uploads: UploadStore,
-        store: BlobStore,
         leases: Leases,
         metadata: MetadataStore,
         largest: int,
         expires: float,
     ) -> None:
         self._uploads = uploads
-        self._store = store
         self._leases = leases
         self._metadata = metadata
         self._largest = largest

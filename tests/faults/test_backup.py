@@ -373,7 +373,7 @@ def state(root: Path) -> tuple[dict[str, list[tuple[Any, ...]]], dict[str, bytes
     with closing(sqlite3.connect(root / "metadata.db")) as database:
         rows = {
             table: database.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
-            for table in ("link", "child", "pushed", "tag", "repository")
+            for table in ("link", "pushed", "tag", "repository")
         }
         moves = "SELECT repository, tag, digest, origin FROM history ORDER BY repository, tag, number"
         rows["history"] = database.execute(moves).fetchall()

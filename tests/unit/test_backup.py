@@ -36,7 +36,7 @@ from tests.metadata import HERE, push, some_artifact, some_manifest, some_tag
 PROJECT = Path(__file__).parents[2]
 A = Repository(None, RepositoryName("local/a"))
 B = Repository(None, RepositoryName("local/b"))
-COPIED = ("link", "child", "pushed", "tag", "repository", "history")
+COPIED = ("link", "pushed", "tag", "repository", "history")
 
 
 def in_loop(work: Callable[[], Awaitable[Any]]) -> Any:
@@ -636,7 +636,7 @@ def test_a_repository_with_nothing_left_is_left_out(tmp_path: Path) -> None:
     said = back_up(root.path, tmp_path / "backup", code=1)
     assert said["backup"]["repositories"] == 1
     new = restored(tmp_path / "backup", tmp_path / "new")
-    for table in ("repository", "pushed", "tag", "child"):
+    for table in ("repository", "pushed", "tag"):
         assert len(new.rows(table)) == 1, table
 
 
@@ -890,7 +890,7 @@ def test_rows_of_upstreams_are_not_taken_from_a_backup(target: Path, tmp_path: P
     new = restored(target, tmp_path / "new")
     for table in ("history", "child", "link"):
         assert sqlite_rows(new, f"SELECT * FROM {table} WHERE repository LIKE 'up|%'") == []
-        assert new.rows(table)
+        assert new.rows(table) or table == "child", "what is ours is"
 
 
 @pytest.mark.parametrize(

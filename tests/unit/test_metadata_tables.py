@@ -276,7 +276,7 @@ READ: dict[str, Callable[[SqliteMetadata], Any]] = {
     "holds": lambda m: m.holds(LOCAL, some_artifact(DIGEST, 3, KIND).descriptor.digest),
     "exists": lambda m: m.exists(LOCAL),
     "pushed_somewhere": lambda m: m.pushed_somewhere(some_digest(3)),
-    "expected_size": lambda m: m.expected_size(LOCAL, some_digest(3)),
+    "expected_size": lambda m: m.expected_size(HERE, MANIFEST.children[0].digest),
 }
 
 

@@ -20,6 +20,9 @@ from mirror.config.models import (
     builtin_upstreams,
     default_root,
     disagreements,
+    logins_disagreements,
+    proxy_disagreements,
+    upstream_disagreements,
 )
 from mirror.config.problems import ConfigError, Problem, did_you_mean, dotted
 from mirror.config.problems import Path as SettingPath
@@ -137,10 +140,12 @@ class _Finder:
         return None
 
     def _shortened(self, path: SettingPath) -> SettingPath:
-        """Leave out the index of a list that is written as one value."""
-        if path and isinstance(path[-1], int) and path not in self.document.values:
-            return path[:-1]
-        return path
+        """Leave out the indexes of lists that are written as one value."""
+        found: SettingPath = ()
+        for part in path:
+            if not isinstance(part, int) or (*found, part) in self.document.values:
+                found = (*found, part)
+        return found
 
 
 def _explained(error: ValidationError, finder: _Finder) -> Iterator[Problem]:
@@ -206,6 +211,8 @@ def _annotation(path: SettingPath) -> Any:
             current = _bare(field.annotation) if field else None
         elif get_origin(current) is dict:
             current = get_args(current)[1]
+        elif get_origin(current) is tuple and isinstance(part, int):
+            current = get_args(current)[0]
         else:
             return None
     return current
@@ -233,6 +240,10 @@ def _disagreeing(data: dict[str, Any], finder: _Finder) -> Iterator[Problem]:
         default = data.get("default_upstream")
         default = default if isinstance(default, str) and default.strip() else None
         found = chain(found, disagreements(names, default, own=_texts(data.get("names"))))
+        found = chain(found, upstream_disagreements(upstreams))
+    if isinstance(defaults := data.get("upstream_defaults"), dict):
+        found = chain(found, logins_disagreements(("upstream_defaults",), defaults))
+    found = chain(found, proxy_disagreements(("proxy",), data.get("proxy")))
     for path, message, suggestion in found:
         yield finder.problem(path, message, suggestion)
 

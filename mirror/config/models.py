@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
@@ -31,15 +31,28 @@ Url = Annotated[str, BeforeValidator(values.url)]
 Network = Annotated[values.Network, BeforeValidator(values.network)]
 ClientNetwork = Annotated[values.Network, BeforeValidator(values.client_network)]
 Glob = Annotated[str, BeforeValidator(values.local_glob)]
+UpstreamName = Annotated[str, BeforeValidator(values.upstream_name)]
+PullGlob = Annotated[str, BeforeValidator(values.pull_glob)]
+HelperName = Annotated[str, BeforeValidator(values.helper_name)]
+HeadersDuration = Annotated[float, BeforeValidator(values.headers_duration)]
+Share = Annotated[float, BeforeValidator(values.share)]
+Rate = Annotated[int | None, BeforeValidator(values.rate)]
+Count = Annotated[int | None, BeforeValidator(values.count_or_unlimited)]
+ProxyUrl = Annotated[str, BeforeValidator(values.proxy_url)]
+Retries = Annotated[int, BeforeValidator(values.retries)]
 Listen = Annotated[ListenAddress, BeforeValidator(values.listen_address)]
 FilePath = Annotated[Path, BeforeValidator(values.file_path)]
 FolderPath = Annotated[Path, BeforeValidator(values.readable_folder)]
 ReadableFile = Annotated[Path, BeforeValidator(values.readable_file)]
 SecretFile = Annotated[Path, BeforeValidator(values.secret_file)]
+DockerConfigFile = Annotated[Path, BeforeValidator(values.docker_config_file)]
 UsersFile = Annotated[Path, BeforeValidator(values.users_file)]
 
 _none_is_empty = BeforeValidator(lambda value: {} if value is None else value)
 """A section whose every line is commented out reads as null: it has its defaults."""
+
+_one_or_many = BeforeValidator(values.one_or_many)
+"""A list of sections, or the only one of them without the list."""
 
 
 class Section(BaseModel):
@@ -72,8 +85,58 @@ class Storage(Section):
 
 
 class Credentials(Section):
-    username: Text = Field(description="User name at the upstream.")
-    password_file: SecretFile = Field(description="File that holds the password or token.")
+    """One account, given in one of three ways: user and password file; a docker config.json; a credential helper."""
+
+    username: Text | None = Field(default=None, description="User name at the upstream.")
+    password_file: SecretFile | None = Field(default=None, description="File that holds the password or token.")
+    docker_config: DockerConfigFile | None = Field(
+        default=None,
+        description="File in the format of docker's config.json: auths, credHelpers and credsStore are used.",
+    )
+    helper: HelperName | None = Field(
+        default=None, description="Name of a credential helper: the program docker-credential-<name> is asked."
+    )
+
+
+class Timeouts(Section):
+    connect: SomeDuration = Field(default=10.0, description="Duration: how long a connection may take, TLS included.")
+    headers: HeadersDuration = Field(
+        default=18.0,
+        description="Duration, 18s at most: how long token, redirects, repeats and headers may take together.",
+    )
+    read: SomeDuration = Field(
+        default=30.0, description="Duration: how long a body may pause; its rate is judged over this time as well."
+    )
+
+
+class ClientCertificate(Section):
+    certificate: ReadableFile = Field(description="PEM file of the certificate shown to the upstream, chain after it.")
+    key: ReadableFile = Field(description="PEM file of the certificate's private key.")
+
+
+class Proxy(Section):
+    url: ProxyUrl = Field(
+        description="URL of the proxy, http or https; environment: what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say; "
+        "none: no proxy."
+    )
+    username: Text | None = Field(default=None, description="User name at the proxy.")
+    password_file: SecretFile | None = Field(default=None, description="File that holds the password for the proxy.")
+
+
+class Mirror(Section):
+    url: Url = Field(description="Base URL of the mirror, http or https, without /v2.")
+    credentials: Annotated[tuple[Credentials, ...], _one_or_many] = Field(
+        default=(), description="What to log in with there, and nowhere else; none is anonymous."
+    )
+    realms: tuple[HostName, ...] = Field(
+        default=(), description="Further hosts, host[:port], that may be given its credentials."
+    )
+    ca_file: ReadableFile | None = Field(
+        default=None, description="PEM file of certificate authorities to trust for it besides the system's."
+    )
+    insecure: Switch = Field(default=False, description="Whether its TLS certificate is taken unchecked.")
+    send_ns: Switch = Field(default=True, description="Whether requests say the upstream's name, as ?ns=.")
+    resolve: Switch = Field(default=False, description="Whether it is also asked what tags point at.")
 
 
 class Tags(Section):
@@ -95,15 +158,36 @@ class Tags(Section):
     )
 
 
-class Upstream(Section):
-    url: Url = Field(description="Base URL of the registry, http or https, without /v2.")
-    names: tuple[HostName, ...] = Field(
-        default=(), description="Other names, host[:port], in ns or Host that mean this upstream."
+class UpstreamDefaults(Section):
+    """What every upstream has; given under ``upstream_defaults``, it holds for those that do not say otherwise."""
+
+    mirrors: Annotated[tuple[Mirror, ...], _one_or_many] = Field(
+        default=(), description="Mirrors of it, asked first, in order, for content by digest."
+    )
+    credentials: Annotated[tuple[Credentials, ...], _one_or_many] = Field(
+        default=(), description="Account to log in with, or a list of them; none is anonymous."
+    )
+    quota_floor: Share = Field(
+        default=0.0,
+        description="Share of the pull quota, such as 10%, that is not spent on tags that can be answered stale.",
+    )
+    allow: tuple[PullGlob, ...] | None = Field(
+        default=None, description="Patterns of what may be pulled, repository[:tag]; null is everything."
+    )
+    deny: tuple[PullGlob, ...] = Field(
+        default=(), description="Patterns of what may not be pulled, repository[:tag]; wins over allow."
+    )
+    offline: Switch = Field(default=False, description="Whether it is never asked: only what is kept is served.")
+    proxy: Annotated[Proxy | None, BeforeValidator(values.proxy)] = Field(
+        default=None, description="Proxy to reach it by; null is what the setting proxy at the top says."
     )
     ca_file: ReadableFile | None = Field(
         default=None, description="PEM file of certificate authorities to trust for this upstream besides the system's."
     )
-    credentials: Credentials | None = Field(default=None, description="What to log in with; null is anonymous.")
+    client_certificate: ClientCertificate | None = Field(
+        default=None, description="Certificate shown to the upstream's own host; null is none."
+    )
+    insecure: Switch = Field(default=False, description="Whether TLS certificates of this upstream go unchecked.")
     realms: tuple[HostName, ...] = Field(
         default=(),
         description="Further hosts, host[:port], that may be given the credentials, besides the registry's own "
@@ -112,11 +196,39 @@ class Upstream(Section):
     redirects_to: tuple[Network, ...] = Field(
         default=(), description="Private networks that redirects and token realms of this upstream may lead to."
     )
+    connections: Count = Field(
+        default=None, description="Most requests to it at the same time, of all workers together; or unlimited."
+    )
+    rate: Rate = Field(
+        default=None, description="Most bytes a second fetched from it, of all workers together; or unlimited."
+    )
+    minimum_rate: Rate = Field(
+        default=1024,
+        description="Bytes a second below which a body counts as broken off, judged over timeouts.read; or unlimited.",
+    )
+    retries: Retries = Field(
+        default=2, description="How often a request that failed is repeated, 0 to 10, while there is time for it."
+    )
+    timeouts: Annotated[Timeouts, _none_is_empty] = Field(
+        default_factory=Timeouts, description="How long the phases of a request may take."
+    )
+    breaker_window: Duration = Field(
+        default=10.0, description="Duration: how long a host that does not answer is left alone; 0s is never."
+    )
     unverified_ranges: Switch = Field(
         default=True,
         description="Whether ranges of a blob that is still arriving are sent before its digest can be checked.",
     )
     tags: Annotated[Tags, _none_is_empty] = Field(default_factory=Tags, description="How long tags are trusted.")
+
+
+class Upstream(UpstreamDefaults):
+    url: Annotated[str, BeforeValidator(values.upstream_url)] = Field(
+        description="Base URL of the registry, http or https, without /v2; {host} in it is what a pattern matched."
+    )
+    names: tuple[HostName, ...] = Field(
+        default=(), description="Other names, host[:port], in ns or Host that mean this upstream."
+    )
 
 
 class Push(Section):
@@ -190,10 +302,20 @@ class Config(Section):
     )
     tls: Tls | None = Field(default=None, description="What to serve HTTPS with; null is plain HTTP.")
     storage: Annotated[Storage, _none_is_empty] = Field(default_factory=Storage, description="Where things are kept.")
-    upstreams: dict[HostName, Upstream] = Field(
+    offline: Switch = Field(
+        default=False, description="Whether no upstream is ever asked: only what is kept is served."
+    )
+    proxy: Annotated[Proxy | None, BeforeValidator(values.proxy)] = Field(
+        default=None, description="Proxy to reach upstreams by, those that say nothing else; null is none."
+    )
+    upstream_defaults: Annotated[UpstreamDefaults, _none_is_empty] = Field(
+        default_factory=UpstreamDefaults, description="What holds for every upstream that does not say otherwise."
+    )
+    upstreams: dict[UpstreamName, Upstream] = Field(
         default_factory=builtin_upstreams,
-        description="Registries to fetch from, by the name images have there, host[:port]. "
-        "When given they replace the built-in ones; {} is none.",
+        validate_default=True,
+        description="Registries to fetch from, by the name images have there, host[:port]; * stands for any part of "
+        "one label. When given they replace the built-in ones; {} is none.",
     )
     default_upstream: Text | None = Field(
         default=DEFAULT_UPSTREAM,
@@ -233,11 +355,24 @@ class Config(Section):
         given = data.get("upstreams")
         return data | {"default_upstream": None} if isinstance(given, dict) and DEFAULT_UPSTREAM not in given else data
 
+    @field_validator("upstreams", mode="after")
+    @classmethod
+    def _with_defaults(cls, upstreams: dict[str, Upstream], info: ValidationInfo) -> dict[str, Upstream]:
+        """Give every upstream what it does not say itself."""
+        defaults = info.data.get("upstream_defaults")
+        if defaults is None:
+            return upstreams  # it has its own problem
+        return {name: _filled(upstream, defaults) for name, upstream in upstreams.items()}
+
     @model_validator(mode="after")
     def _agrees(self) -> Config:
         names = {name: dict(enumerate(upstream.names)) for name, upstream in self.upstreams.items()}
+        given = {name: upstream.model_dump(exclude_unset=True) for name, upstream in self.upstreams.items()}
         found = chain(
             disagreements(names, self.default_upstream, own=dict(enumerate(self.names))),
+            upstream_disagreements(given),
+            logins_disagreements(("upstream_defaults",), self.upstream_defaults.model_dump(exclude_unset=True)),
+            proxy_disagreements(("proxy",), self.proxy.model_dump() if self.proxy else None),
             access_disagreements(self.access.model_dump(exclude_unset=True)),
         )
         for path, message, suggestion in found:
@@ -246,6 +381,24 @@ class Config(Section):
             )
         return self
 
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def _filled(section: SectionT, defaults: Section) -> SectionT:
+    """Return a section in which what was not given is what was given in ``defaults``; sections in it likewise."""
+    update: dict[str, Any] = {}
+    for name in defaults.model_fields_set:
+        value, default = getattr(section, name), getattr(defaults, name)
+        if name not in section.model_fields_set:
+            update[name] = default
+        elif isinstance(value, Section) and isinstance(default, type(value)) and not isinstance(value, WHOLE):
+            update[name] = _filled(value, default)
+    return section.model_copy(update=update) if update else section
+
+
+WHOLE = (Proxy, ClientCertificate)
+"""Sections that hold together: half of one and half of another would make no sense."""
 
 DISAGREEMENT = "disagreement"
 """Type of the error that settings which are each right do not go together."""
@@ -268,10 +421,65 @@ def disagreements(
     for at, name in own.items():
         if name in owners:
             yield ("names", at), f'"{name}" already means the upstream {owners[name]}', "a name means one registry only"
-    if default is not None and default not in names:
-        known = ", ".join(names) or "there are none"
+    if default is not None and (default not in names or "*" in default):
+        known = ", ".join(name for name in names if "*" not in name) or "there are none"
         hint = f'did you mean "{owners[default]}"?' if default in owners else did_you_mean(default, names, cutoff=0.75)
         yield ("default_upstream",), f"is not one of the upstreams ({known})", hint
+
+
+def upstream_disagreements(upstreams: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str, str]]:
+    """Find accounts that are given in no way or in several, and patterns that cannot work.
+
+    upstreams: the section as given. Gives path, message and suggestion of each.
+    """
+    for name, upstream in upstreams.items():
+        if not isinstance(upstream, Mapping) or not isinstance(name, str):
+            continue
+        path: SettingPath = ("upstreams", name)
+        yield from logins_disagreements(path, upstream)
+        url = upstream.get("url")
+        if "*" in name:
+            if isinstance(url, str) and values.HOST_PLACE not in url:
+                yield (*path, "url"), "does not say {host}: all that match the pattern would be one registry", ""
+            if upstream.get("names"):
+                yield (*path, "names"), "a pattern cannot have other names", "list them as upstreams of their own"
+        elif isinstance(url, str) and values.HOST_PLACE in url:
+            yield (*path, "url"), "{host} is for patterns such as *.pkg.dev", "write the host"
+
+
+def logins_disagreements(path: SettingPath, section: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str, str]]:
+    """Find what is wrong with the accounts of an upstream, its mirrors and its proxy. path: of the section."""
+    for at, account in _listed(section.get("credentials")):
+        yield from _account_disagreements((*path, "credentials", at), account)
+    for at, mirror in _listed(section.get("mirrors")):
+        for inner, account in _listed(mirror.get("credentials")):
+            yield from _account_disagreements((*path, "mirrors", at, "credentials", inner), account)
+    yield from proxy_disagreements((*path, "proxy"), section.get("proxy"))
+
+
+def proxy_disagreements(path: SettingPath, proxy: Any) -> Iterator[tuple[SettingPath, str, str]]:
+    """Find half a login of a proxy."""
+    if isinstance(proxy, Mapping):
+        for one, other in (("username", "password_file"), ("password_file", "username")):
+            if proxy.get(one) is not None and proxy.get(other) is None:
+                yield (*path, other), "is required", ""
+
+
+def _listed(given: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    found = given if isinstance(given, (list, tuple)) else [given]
+    return ((at, one) for at, one in enumerate(found) if isinstance(one, Mapping))
+
+
+def _account_disagreements(path: SettingPath, given: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str, str]]:
+    ways = ("docker_config", "helper")
+    login = [key for key in ("username", "password_file") if given.get(key) is not None]
+    others = [key for key in ways if given.get(key) is not None]
+    if (bool(login) + len(others)) > 1:
+        yield path, "says several ways to log in", "give one of: username and password_file, docker_config, helper"
+    elif not others:
+        for key in ("username", "password_file"):
+            if key not in login and not (key in given and given[key] is not None):
+                yield (*path, key), "is required", ""
 
 
 def access_disagreements(access: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str, str]]:

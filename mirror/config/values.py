@@ -38,6 +38,13 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)|\[(?P<v6>[0-9a-fA-F:.]+(?:%[a-zA-Z0-9_.-]+)?)\]", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _GLOB_PART = re.compile(r"[a-z0-9._*-]+", re.ASCII)
+_TAG_GLOB = re.compile(r"[A-Za-z0-9._*-]{1,128}", re.ASCII)
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", re.ASCII)
+
+HOST_PLACE = "{host}"
+"""What stands in a pattern's URL for the host that was matched."""
+_ANY_HOST = "host-that-was-matched"
 
 
 def wrong(message: str, suggestion: str = "") -> PydanticCustomError:
@@ -332,6 +339,133 @@ def local_glob(value: Any) -> str:
     return pattern
 
 
+def upstream_name(value: Any) -> str:
+    """Check the name of an upstream: a host, or a pattern of hosts in which ``*`` is any part of one label."""
+    if isinstance(value, str) and "*" in value:
+        if "**" in value or not _is_host_port(value.replace("*", "x")):
+            raise wrong(
+                f"expected a pattern of hosts such as *.pkg.dev, got {_shown(value)}",
+                "* stands for any part of one label" if "**" in value else "",
+            )
+        if value.partition(":")[0].rpartition(".")[2].strip("*") == "" or "." not in value:
+            raise wrong("a pattern needs a domain", "write for instance *.example.net: the world stays closed")
+        return value
+    return host_name(value)
+
+
+def upstream_url(value: Any) -> str:
+    """Check the base URL of an upstream, as ``url`` does; ``{host}`` in it is what the upstream's pattern matched."""
+    if isinstance(value, str) and HOST_PLACE in value:
+        return url(value.replace(HOST_PLACE, _ANY_HOST)).replace(_ANY_HOST, HOST_PLACE)
+    return url(value)
+
+
+def pull_glob(value: Any) -> str:
+    """Check a pattern of what may be pulled: of repositories, as ``local_glob``, and perhaps ``:`` and one of tags."""
+    pattern = text(value)
+    repository, colon, tag = pattern.partition(":")
+    parts = repository.split("/")
+    if not all(_GLOB_PART.fullmatch(part) and ("**" not in part or part == "**") for part in parts) or (
+        colon and not _TAG_GLOB.fullmatch(tag)
+    ):
+        raise wrong(
+            "expected a pattern of repositories of the upstream, and perhaps of tags, such as library/*, team/** or "
+            "library/alpine:3.*; * stands for any part of one component, ** alone for any number of components"
+        )
+    return pattern
+
+
+# ---- upstreams ----
+
+
+def one_or_many(value: Any) -> Any:
+    """Take a list of sections, one without the list, or nothing."""
+    if value is None:
+        return ()
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def proxy(value: Any) -> Any:
+    """Take a proxy as a section, or as its URL alone."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+def proxy_url(value: Any) -> str:
+    """Check for ``environment``, ``none``, or the URL of a proxy: host and port, no more."""
+    if value in ("environment", "none"):
+        return str(value)
+    try:
+        found = url(value)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        message, suggestion = str(context["message"]), str(context["suggestion"])
+        if "credentials" in message:
+            suggestion = "give the proxy as a section: url, username and password_file"
+        raise wrong(message.replace("expected a URL", "expected environment, none or a URL"), suggestion) from None
+    if urlsplit(found).path:
+        raise wrong("a proxy's URL has a host and a port, and no path")
+    return found
+
+
+def helper_name(value: Any) -> str:
+    """Check the name of a credential helper: what follows ``docker-credential-`` in its program's name."""
+    name = text(value)
+    if not _HELPER.fullmatch(name):
+        raise wrong("expected the name of a credential helper, such as ecr-login", "letters, digits, and . _ - only")
+    if name.startswith("docker-credential-"):
+        raise wrong('"docker-credential-" is put before the name', f'write "{name.removeprefix("docker-credential-")}"')
+    return name
+
+
+def share(value: Any) -> float:
+    """Read a share such as ``10%``; from 0 to 1."""
+    found = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None and isinstance(value, (int, float)) and not isinstance(value, bool) and not value:
+        return 0.0
+    if found is None and isinstance(value, float) and 0 < value < 1:
+        raise wrong("expected a share such as 10%", f'write "{value * 100:g}%"')
+    if found is None or float(found[1]) > 100:
+        raise wrong(f"expected a share from 0% to 100%, got {_shown(value)}")
+    return float(found[1]) / 100
+
+
+def rate(value: Any) -> int | None:
+    """Read bytes a second: a size, with ``/s`` behind it or not; ``unlimited`` is None."""
+    if value is None or value == "unlimited":
+        return None
+    size = value.strip().removesuffix("/s") if isinstance(value, str) else value
+    try:
+        return byte_count(size)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        message = str(context["message"]).replace("a size such as 512KiB, 4MiB or 10GB", "a rate such as 20MB/s")
+        raise wrong(message, str(context["suggestion"])) from None
+
+
+def count_or_unlimited(value: Any) -> int | None:
+    """Check for a number from 1 to 10000; ``unlimited`` is None."""
+    if value is None or value == "unlimited":
+        return None
+    if type(value) is int and 1 <= value <= 10_000:
+        return value
+    raise wrong(f"expected a number from 1 to 10000, or unlimited, got {_shown(value)}")
+
+
+def retries(value: Any) -> int:
+    """Check for a number from 0 to 10."""
+    if type(value) is int and 0 <= value <= 10:
+        return value
+    raise wrong(f"expected a number from 0 to 10, got {_shown(value)}")
+
+
+def headers_duration(value: Any) -> float:
+    """Read a duration of at most 18 s: clients are answered within 20."""
+    seconds = some_duration(value)
+    if seconds > 18:
+        raise wrong("cannot be longer than 18s: clients must have an answer before they give up")
+    return seconds
+
+
 # ---- files ----
 
 
@@ -386,6 +520,11 @@ def readable_folder(value: Any, info: ValidationInfo) -> Path:
 def secret_file(value: Any, info: ValidationInfo) -> Path:
     """Do as ``readable_file`` and keep quiet about the path: it is where people write the secret itself."""
     return _quiet_file(value, info, "expected the path of a file that holds the password")
+
+
+def docker_config_file(value: Any, info: ValidationInfo) -> Path:
+    """Do as ``readable_file`` and keep quiet about the path: it is where people write the secret itself."""
+    return _quiet_file(value, info, "expected the path of a file such as docker's config.json")
 
 
 def users_file(value: Any, info: ValidationInfo) -> Path:

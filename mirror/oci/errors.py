@@ -180,15 +180,19 @@ class UpstreamError(RegistryError):
     """Base of every failure of an upstream that is not the answer "unknown".
 
     With something kept, the kept content is served stale; with nothing, this goes to the client.
-    upstream: its configured name. retry_after: seconds the upstream asked us to wait, or None.
+    upstream: its configured name. retry_after: seconds the upstream asked us to wait, or None. brief: what it did,
+    without what that means for this client: for warnings, beside content that is kept.
     """
 
     status = 503
 
-    def __init__(self, message: str, *, upstream: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, upstream: str, retry_after: int | None = None, brief: str | None = None
+    ) -> None:
         super().__init__(message)
         self.upstream = upstream
         self.retry_after = retry_after
+        self.brief = brief or message
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -211,6 +215,18 @@ class UpstreamTimeout(UpstreamError):
 
 class UpstreamRateLimited(UpstreamError):
     """The upstream answered 429. We answer 503: containerd repeats a 429 at once, a 503 makes it go on."""
+
+    status = 503
+
+
+class UpstreamResting(UpstreamError):
+    """The upstream did not answer a moment ago and is left alone for a while: its breaker is open."""
+
+    status = 503
+
+
+class UpstreamOffline(UpstreamError):
+    """The upstream is never asked, by configuration."""
 
     status = 503
 
@@ -256,6 +272,12 @@ class Busy(RegistryError):
     """Others are at it."""
 
     status = 503
+
+
+class LoopDetected(RegistryError):
+    """A request came back to us by way of other mirrors (RFC 5842 section 7.2)."""
+
+    status = 508
 
 
 class ShuttingDown(RegistryError):

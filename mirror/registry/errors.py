@@ -17,6 +17,8 @@ _CLASSES: dict[str, type[RegistryError]] = {
         errors.UpstreamFailed,
         errors.UpstreamTimeout,
         errors.UpstreamRateLimited,
+        errors.UpstreamResting,
+        errors.UpstreamOffline,
         errors.UpstreamDenied,
         errors.UpstreamTokenFailed,
         errors.UpstreamInvalid,
@@ -30,7 +32,7 @@ def to_record(error: RegistryError) -> dict[str, Any]:
     """Write an error as what JSON can hold."""
     record: dict[str, Any] = {"kind": type(error).__name__, "message": error.message[:600]}
     if isinstance(error, UpstreamError):
-        record |= {"upstream": error.upstream, "retry_after": error.retry_after}
+        record |= {"upstream": error.upstream, "retry_after": error.retry_after, "brief": error.brief[:600]}
     return record
 
 
@@ -39,5 +41,6 @@ def from_record(record: dict[str, Any]) -> RegistryError:
     kind = _CLASSES.get(str(record.get("kind")), errors.StorageFailed)
     message = str(record.get("message", "failed"))
     if issubclass(kind, UpstreamError):
-        return kind(message, upstream=str(record.get("upstream", "")), retry_after=record.get("retry_after"))
+        upstream, brief = str(record.get("upstream", "")), record.get("brief")
+        return kind(message, upstream=upstream, retry_after=record.get("retry_after"), brief=brief)
     return kind(message)

@@ -112,11 +112,12 @@ class PasswordFile:
 
     def _read(self) -> Login:
         path = self._credentials.password_file
+        assert path is not None
         found = path.stat()
         seen = (found.st_mtime_ns, found.st_size, found.st_ino)
         if self._login is None or seen != self._seen:
             password = path.read_text(encoding="utf-8").rstrip("\r\n")
-            self._login, self._seen = Login(self._credentials.username, password), seen
+            self._login, self._seen = Login(self._credentials.username or "", password), seen
         return self._login
 
 
@@ -137,8 +138,9 @@ class Authenticator:
         self._url = url
         self._host = url.host or ""
         self._realms: Sequence[str] = settings.realms
-        self._user = settings.credentials.username if settings.credentials else None
-        self._password = PasswordFile(settings.credentials) if settings.credentials else None
+        account = settings.credentials[0] if settings.credentials else None
+        self._user = account.username if account else None
+        self._password = PasswordFile(account) if account else None
         self._send = send
         self._report = report
         self._timeout = timeout

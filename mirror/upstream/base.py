@@ -7,13 +7,17 @@ subclass of ``UpstreamError``. Headers or an error come within the client's ``he
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from mirror.oci.errors import UpstreamError
+from mirror.oci.manifest import Descriptor
 from mirror.oci.names import Digest, RepositoryName, Tag
 from mirror.oci.ranges import ByteRange
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +77,16 @@ class Upstream(Protocol):
 
     name: str
 
-    async def resolve(self, repository: RepositoryName, target: Tag | Digest) -> Resolved:
-        """Ask for a manifest by HEAD (end-3)."""
+    async def resolve(self, repository: RepositoryName, target: Tag | Digest, *, confirming: bool = False) -> Resolved:
+        """Ask for a manifest by HEAD (end-3). confirming: a right depends on it, so the upstream itself is asked."""
         ...
 
     async def manifest(self, repository: RepositoryName, target: Tag | Digest) -> FetchedManifest:
         """Get a manifest (end-3). Raises UpstreamInvalid when it is over the limit."""
         ...
 
-    async def stat_blob(self, repository: RepositoryName, digest: Digest) -> Resolved:
-        """Ask for a blob by HEAD (end-2)."""
+    async def stat_blob(self, repository: RepositoryName, digest: Digest, *, confirming: bool = False) -> Resolved:
+        """Ask for a blob by HEAD (end-2). confirming: as in ``resolve``."""
         ...
 
     def blob(
@@ -99,6 +103,36 @@ class Upstream(Protocol):
         """Get one page of the repository's tags (end-8a, end-8b)."""
         ...
 
+    async def referrers(self, repository: RepositoryName, subject: Digest) -> tuple[Descriptor, ...] | None:
+        """Get every manifest that has a subject (end-12a): all pages, unfiltered.
+
+        None when the upstream does not know this API (404): its clients then list them under a tag.
+        """
+        ...
+
+    def saving(self) -> UpstreamError | None:
+        """Say why requests that count against a quota should not be spent on what can be answered stale."""
+        ...
+
     async def close(self) -> None:
         """Close every connection."""
         ...
+
+
+class Numbers(Protocol):
+    """A few numbers under a key, the same for all workers; zeros at first. Times in them are Unix seconds.
+
+    They are for what is worth knowing in all workers at once, and can be lost without harm.
+    """
+
+    def read(self, key: str) -> Sequence[float]:
+        """Return the numbers of a key, ``NUMBERS`` of them. Costs about a microsecond; never blocks."""
+        ...
+
+    async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
+        """Let ``change`` alter the numbers in place, with no other update of any process between; return its result."""
+        ...
+
+
+NUMBERS = 12
+"""How many numbers a key has."""

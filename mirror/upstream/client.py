@@ -27,11 +27,12 @@ from mirror.oci.errors import (
     RegistryError,
     Unknown,
     UpstreamDenied,
+    UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamRateLimited,
 )
-from mirror.oci.manifest import ACCEPT, media_type_of
+from mirror.oci.manifest import ACCEPT, Descriptor, media_type_of
 from mirror.oci.names import Digest, RepositoryName, Tag, try_digest
 from mirror.oci.ranges import ByteRange, parse_content_range
 from mirror.upstream.auth import Authenticator, Authorization, Refused
@@ -86,7 +87,7 @@ class RegistryClient:
             clock=clock,
         )
 
-    async def resolve(self, repository: RepositoryName, target: Tag | Digest) -> Resolved:
+    async def resolve(self, repository: RepositoryName, target: Tag | Digest, *, confirming: bool = False) -> Resolved:
         """Ask for a manifest by HEAD (end-3)."""
         what = _manifest(repository, target)
         async with self._limited(what, ManifestUnknown):
@@ -111,7 +112,7 @@ class RegistryClient:
                     anonymous=used.anonymous,
                 )
 
-    async def stat_blob(self, repository: RepositoryName, digest: Digest) -> Resolved:
+    async def stat_blob(self, repository: RepositoryName, digest: Digest, *, confirming: bool = False) -> Resolved:
         """Ask for a blob by HEAD (end-2)."""
         what = f"blob {digest} of {repository}"
         async with self._limited(what, BlobUnknown):
@@ -161,6 +162,14 @@ class RegistryClient:
             raise self._invalid(response, f"{what}: the answer is not a list of tags; check the url")
         next_n, next_last = _next_page(links, tags)
         return TagPage(tags=tags, next_n=next_n, next_last=next_last)
+
+    async def referrers(self, repository: RepositoryName, subject: Digest) -> tuple[Descriptor, ...] | None:
+        """Get every manifest that has a subject (end-12a)."""
+        return None
+
+    def saving(self) -> UpstreamError | None:
+        """Say why requests that count should be saved."""
+        return None
 
     async def close(self) -> None:
         """Close every connection."""

@@ -1,0 +1,20 @@
+"""Numbers of one process alone: for a client that shares nothing, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mirror.upstream.base import NUMBERS, T
+
+
+class LocalNumbers:
+    """``Numbers`` (see ``base``) that only this process has."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, list[float]] = {}
+
+    def read(self, key: str) -> Sequence[float]:
+        return tuple(self._numbers.get(key, (0.0,) * NUMBERS))
+
+    async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
+        return change(self._numbers.setdefault(key, [0.0] * NUMBERS))

@@ -1,0 +1,35 @@
+"""Which mirrors a request has passed (``Via``, RFC 9110 section 7.6.3), from the client's request to ours.
+
+A request to an upstream is made on behalf of somebody, but a download belongs to nobody: what goes along is the
+``Via`` of whoever began it. ``received`` is set where requests come in, and every task started from there has it.
+"""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+
+LONGEST = 2048
+"""Longest ``Via`` passed on, in bytes."""
+
+received: ContextVar[str] = ContextVar("received", default="")
+"""The ``Via`` of the request this is done for, empty for none."""
+
+_ENTRY = re.compile(r"(?:[^\s,]+/)?[^\s,]+\s+([^\s,;()]+)")
+
+
+def pseudonym(instance: str) -> str:
+    """Return the name one service has in ``Via``. instance: an identifier no other service has."""
+    return f"oci-mirror-{instance}"
+
+
+def names(via: str, instance: str) -> bool:
+    """Say whether a ``Via`` names this instance: then the request has been here before."""
+    return any(name == pseudonym(instance) for name in _ENTRY.findall(via))
+
+
+def sent(instance: str) -> str:
+    """Return the ``Via`` of a request of ours."""
+    before = received.get()
+    own = f"1.1 {pseudonym(instance)}"
+    return f"{before}, {own}" if before else own

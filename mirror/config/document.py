@@ -121,6 +121,8 @@ def _syntax_problem(document: Document, text: str, error: yaml.MarkedYAMLError) 
     line = lines[place.line - 1] if place.line <= len(lines) else ""
     rest = line[place.column - 1 :]
     suggestion = ""
+    if "nesting depth" in what:  # newer parsers have a limit of their own, which they meet when they read ahead
+        return document.problem(place, (), _TOO_DEEP)
     if what.startswith("found undefined alias"):
         what, suggestion = "found an alias of nothing", "put text that begins with * in quotes"
     elif rest.startswith("\t"):

@@ -422,8 +422,10 @@ def disagreements(
         if name in owners:
             yield ("names", at), f'"{name}" already means the upstream {owners[name]}', "a name means one registry only"
     if default is not None and (default not in names or "*" in default):
-        known = ", ".join(name for name in names if "*" not in name) or "there are none"
-        hint = f'did you mean "{owners[default]}"?' if default in owners else did_you_mean(default, names, cutoff=0.75)
+        exact = [name for name in names if "*" not in name]
+        known = ", ".join(exact) or "there are none"
+        owner = owners.get(default, default)
+        hint = f'did you mean "{owner}"?' if owner != default else did_you_mean(default, exact, cutoff=0.75)
         yield ("default_upstream",), f"is not one of the upstreams ({known})", hint
 
 

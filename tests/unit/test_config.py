@@ -19,17 +19,22 @@ from pydantic import ValidationError
 
 from mirror.config import (
     Access,
+    ClientCertificate,
     Config,
     ConfigError,
     Credentials,
     Limits,
     ListenAddress,
+    Mirror,
+    Proxy,
     Push,
     Section,
     Storage,
     Tags,
+    Timeouts,
     Tls,
     Upstream,
+    UpstreamDefaults,
     builtin_upstreams,
     load_config,
 )
@@ -677,7 +682,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "yaml-alias-of-itself": ("local: &a [*a]\n", ["1:8: local[0]: an alias of something it is part of"]),
     "yaml-merge-of-itself": ("storage: &a {<<: *a}\n", ["1:10: storage: an alias of something it is part of"]),
     "yaml-control": ("# ä\nworkers: \x07\n", ["2:10: not valid YAML: a control character"]),
-    "yaml-deep": ("local: " + "[" * 5000, ["1:39: nested more than 32 levels deep"]),
+    "yaml-deep": ("local: " + "[" * 900, ["1:39: nested more than 32 levels deep"]),
     "yaml-deep-block": ("- " * 5000 + "a", ["1:65: nested more than 32 levels deep"]),
 }
 
@@ -715,6 +720,11 @@ def test_what_is_said_about_a_bad_file(tmp_path: Path, loader: None, text: str, 
 def test_what_is_said_about_a_bad_url(tmp_path: Path, written: str, expected: str) -> None:
     said = problems(tmp_path, f"upstreams:\n  r.io:\n    url: '{written}'\n")
     assert said == [f"mirror.yaml:3:10: upstreams.r.io.url: {expected}"]
+
+
+def test_a_file_deeper_than_the_parser_goes(tmp_path: Path, loader: None) -> None:
+    (said,) = problems(tmp_path, "local: " + "[" * 5000)
+    assert said.endswith(": nested more than 32 levels deep")
 
 
 def test_an_ipv6_address_without_quotes(tmp_path: Path, loader: None) -> None:
@@ -830,7 +840,7 @@ def test_files_without_the_right_to_read_them() -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "secret")
     config = load(tmp_path, upstream("credentials: {username: u, password_file: secret}"))
-    assert config.upstreams["r.io"].credentials == Credentials(username="u", password_file=tmp_path / "secret")
+    assert config.upstreams["r.io"].credentials == (Credentials(username="u", password_file=tmp_path / "secret"),)
 
 
 def _bomb(leaf: str, level: str) -> str:
@@ -949,8 +959,13 @@ def _sections(section: type[Section] = Config) -> Iterator[type[Section]]:
                 yield from _sections(inner)
 
 
+OFF = {"mirrors", "credentials", "allow", "proxy", "ca_file", "client_certificate"}
+"""Settings of an upstream that the commented file has no value for."""
+
+
 def test_every_setting_has_a_description() -> None:
-    assert set(_sections()) == {Config, Tls, Storage, Upstream, Credentials, Tags, Limits, Push, Access}
+    upstreams = {Upstream, UpstreamDefaults, Mirror, Credentials, ClientCertificate, Proxy, Timeouts, Tags}
+    assert set(_sections()) == {Config, Tls, Storage, Limits, Push, Access} | upstreams
     for section in _sections():
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
@@ -1004,9 +1019,10 @@ def test_the_commented_file_says_its_defaults_in_full() -> None:
     """Every default is written there, not left out: a default that changes in the code fails the test above."""
     given = load_config(EXAMPLE)
     docker = given.upstreams["docker.io"]
-    assert set(Config.model_fields) - given.model_fields_set == {"tls", "packages"}
-    assert set(Upstream.model_fields) - docker.model_fields_set == {"ca_file", "credentials"}
+    assert set(Config.model_fields) - given.model_fields_set == {"tls", "packages", "proxy"}
+    assert set(Upstream.model_fields) - docker.model_fields_set == OFF
     assert docker.tags.model_fields_set == set(Tags.model_fields)
+    assert docker.timeouts.model_fields_set == set(Timeouts.model_fields)
     assert given.limits.model_fields_set == set(Limits.model_fields)
     assert given.push.model_fields_set == set(Push.model_fields)
     assert set(Access.model_fields) - given.access.model_fields_set == {"htpasswd_file", "push"}
@@ -1014,35 +1030,46 @@ def test_the_commented_file_says_its_defaults_in_full() -> None:
 
 def test_the_commented_file_has_every_setting(tmp_path: Path) -> None:
     text, count = _OFF.subn(r"\1", EXAMPLE.read_text())
-    assert count == 11
+    assert count == 30
     # two-space comments under a heading that was commented out stand where they are: they are comments
     for name in (
         "/etc/mirror/tls.crt",
         "/etc/mirror/tls.key",
         "/etc/ssl/corp.pem",
+        "/etc/ssl/mirror.pem",
+        "/etc/mirror/client.crt",
+        "/etc/mirror/client.key",
         "/run/secrets/hub",
+        "/run/secrets/mirror",
+        "/run/secrets/proxy",
         "/etc/mirror/htpasswd",
     ):
         assert text.count(name) == 1
         text = text.replace(name, str(tmp_path / Path(name).name))
         (tmp_path / Path(name).name).write_text("x")
     (tmp_path / "images").mkdir()
+    (tmp_path / "docker.json").write_text("{}")
     text = text.replace("/srv/images", str(tmp_path / "images"))
+    text = text.replace("- docker_config: /etc/mirror/docker.json", f"- docker_config: {tmp_path / 'docker.json'}")
     config = load(tmp_path, text)
     docker = config.upstreams["docker.io"]
-    sections = (config, config.tls, config.storage, docker, docker.credentials, docker.tags, config.limits)
-    for section in (*sections, config.push, config.access):
+    sections = (config, config.tls, config.storage, docker, docker.tags, docker.timeouts, docker.client_certificate)
+    for section in (*sections, docker.proxy, *docker.mirrors, config.limits, config.push, config.access):
         assert section is not None
         assert section.model_fields_set == set(type(section).model_fields)
     assert config.storage.root == Path("/var/lib/mirror")
-    assert docker.credentials == Credentials(username="someone", password_file=tmp_path / "hub")
+    assert docker.credentials == (
+        Credentials(username="someone", password_file=tmp_path / "hub"),
+        Credentials(docker_config=tmp_path / "docker.json"),
+        Credentials(helper="ecr-login"),
+    )
 
 
 def test_the_commented_file_explains_every_setting() -> None:
     lines = EXAMPLE.read_text().splitlines()
     for section in _sections():
         for name in section.model_fields:
-            at = next((i for i, line in enumerate(lines) if re.match(rf" *#?{name}:", line)), None)
+            at = next((i for i, line in enumerate(lines) if re.match(rf" *#?(- )?{name}:", line)), None)
             assert at is not None, f"{name} is not in the file"
             above = lines[at - 1].strip()
             inside = lines[at + 1].strip() if at + 1 < len(lines) else ""

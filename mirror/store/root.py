@@ -10,12 +10,14 @@
   ingest/<algorithm>/<hex>.state        its state, written by its leader only
   ingest/uploads/<session>.<owner>      a push session; its length is the session's offset
   ingest/locks                      leases
+  run/numbers                       a few numbers that all workers share
   packages.verified                 which files of the packages folder were read through and right
   metadata.db                       repositories, tags, manifests, rights
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -41,8 +43,17 @@ class Root:
     secret: bytes = field(repr=False)
 
     @property
+    def instance(self) -> str:
+        """A name no other root has, which gives nothing of the secret away."""
+        return hashlib.blake2b(b"instance", key=self.secret, digest_size=8).hexdigest()
+
+    @property
     def locks(self) -> Path:
         return self.path / "ingest" / "locks"
+
+    @property
+    def numbers(self) -> Path:
+        return self.path / "run" / "numbers"
 
     @property
     def metadata(self) -> Path:
@@ -83,6 +94,7 @@ def open_root(path: Path) -> Root:
             for algorithm in ALGORITHMS:
                 (path / folder / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
         (path / "ingest" / "uploads").mkdir(mode=0o700, exist_ok=True)
+        (path / "run").mkdir(mode=0o700, exist_ok=True)
         found = _read_format(path / "format")
     except OSError as error:
         raise StorageFailed(

@@ -11,10 +11,13 @@ class LocalNumbers:
     """``Numbers`` (see ``base``) that only this process has."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, list[float]] = {}
+        self._numbers: dict[str, tuple[float, ...]] = {}
 
     def read(self, key: str) -> Sequence[float]:
-        return tuple(self._numbers.get(key, (0.0,) * NUMBERS))
+        return self._numbers.get(key, (0.0,) * NUMBERS)
 
     async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
-        return change(self._numbers.setdefault(key, [0.0] * NUMBERS))
+        numbers = list(self.read(key))
+        result = change(numbers)
+        self._numbers[key] = tuple(numbers)  # only now: a change that raises alters nothing
+        return result

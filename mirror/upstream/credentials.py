@@ -1,0 +1,204 @@
+"""Accounts: where our login at one registry comes from, read again when it changes.
+
+A file is read whenever a login is asked for: it is small, and its times are too coarse to show every change. A
+helper is a program and costs more: what it said is remembered for some minutes, asked for once for all who wait,
+and asked for anew when it was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from yarl import URL
+
+from mirror import config
+from mirror.upstream import docker_config, helper
+from mirror.upstream.logins import Login, LoginFailed, Password
+
+HELPER_KEPT = 300.0
+"""Seconds what a helper said is remembered."""
+
+ASKED_AGAIN = 10.0
+"""Seconds between two times that a helper is asked because its answer was refused, or because it failed."""
+
+FILE_LIMIT = 1024 * 1024
+"""Longest file read, in bytes."""
+
+
+class Account(Protocol):
+    """One account at one registry. Used on one event loop.
+
+    label: what to call it until the name of its user is known. setting: what to check when it is refused.
+    """
+
+    label: str
+    setting: str
+
+    async def login(self) -> Login | None:
+        """Return what to log in with now; None when the account has nothing for this registry.
+
+        Raises: LoginFailed.
+        """
+
+    def refused(self) -> None:
+        """Take note that the registry did not accept what was returned last."""
+
+    async def close(self) -> None:
+        """End what is under way."""
+
+
+def account_of(credentials: config.Credentials, url: URL, *, clock: Callable[[], float] = time.monotonic) -> Account:
+    """Return the account that is configured. url: of the registry. clock: seconds, for the age of answers."""
+    if credentials.docker_config is not None:
+        return DockerConfig(credentials.docker_config, url, clock=clock)
+    if credentials.helper is not None:
+        server = docker_config.server_of(url)
+        return Helper(credentials.helper, server, setting="credentials.helper", clock=clock)
+    assert credentials.password_file is not None
+    return PasswordFile(credentials.username or "", credentials.password_file)
+
+
+class PasswordFile:
+    """An ``Account``: a user, and a file that holds the password."""
+
+    setting = "credentials.password_file"
+
+    def __init__(self, username: str, path: Path) -> None:
+        self.label = username
+        self._path = path
+
+    async def login(self) -> Login | None:
+        """Return user and password. Raises: LoginFailed."""
+        try:
+            raw = await asyncio.to_thread(_contents, self._path)
+            return Password(self.label, raw.decode().rstrip("\r\n"))
+        except UnicodeDecodeError:
+            problem = "it is not UTF-8"  # and the error holds all of it
+        except _Unreadable as error:
+            problem = str(error)
+        raise LoginFailed(f"the password of {self.label!r} cannot be read ({problem}); check {self.setting}")
+
+    def refused(self) -> None:
+        """Do nothing: the file is read each time."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class Helper:
+    """An ``Account``: a credential helper."""
+
+    def __init__(self, name: str, server: str, *, setting: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """server: what it is asked for. setting: the one that named it. clock: seconds."""
+        self.label = f"helper {name}"
+        self.setting = setting
+        self._name = name
+        self._server = server
+        self._clock = clock
+        self._kept: Login | LoginFailed | None = None
+        self._until = float("-inf")
+        self._again_at = float("-inf")
+        self._flight: asyncio.Task[Login | LoginFailed | None] | None = None
+
+    async def login(self) -> Login | None:
+        """Return what the helper said, a moment ago or now. Raises: LoginFailed."""
+        found = self._kept
+        if self._clock() >= self._until:
+            if self._flight is None:
+                self._flight = asyncio.create_task(self._ask(), name=self.label)
+            # Shielded: who leaves must not take the answer away from those who stay.
+            found = await asyncio.shield(self._flight)
+        if isinstance(found, LoginFailed):
+            raise LoginFailed(found.message)
+        return found
+
+    async def _ask(self) -> Login | LoginFailed | None:
+        try:
+            kept_for = HELPER_KEPT
+            try:
+                self._kept = await helper.get(self._name, self._server, setting=self.setting)
+            except LoginFailed as failed:
+                self._kept, kept_for = failed, ASKED_AGAIN
+            self._until = self._clock() + kept_for
+            return self._kept
+        finally:
+            self._flight = None
+
+    def refused(self) -> None:
+        """Forget what the helper said; but a registry that refuses everything must not make us run it all the time."""
+        now = self._clock()
+        if now >= self._again_at and not isinstance(self._kept, LoginFailed):
+            self._until, self._again_at = float("-inf"), now + ASKED_AGAIN
+
+    async def close(self) -> None:
+        """End the program if it runs."""
+        if self._flight is not None:
+            self._flight.cancel()
+            await asyncio.wait([self._flight])
+
+
+class DockerConfig:
+    """An ``Account``: a file in the format of docker's ``config.json``, and the helpers it names."""
+
+    setting = "credentials.docker_config"
+
+    def __init__(self, path: Path, url: URL, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """url: of the registry. clock: seconds."""
+        self.label = f"docker_config {path.name}"
+        self._path = path
+        self._url = url
+        self._clock = clock
+        self._helpers: dict[str, Helper] = {}
+
+    async def login(self) -> Login | None:
+        """Return what the file, or the helper it names, has for the registry. Raises: LoginFailed."""
+        try:
+            found = await asyncio.to_thread(self._find)
+        except (_Unreadable, docker_config.Malformed) as error:
+            raise LoginFailed(f"the {self.label} cannot be used ({error}); check {self.setting}") from None
+        return await self._helper(found).login() if isinstance(found, str) else found
+
+    def _find(self) -> docker_config.HelperName | Login | None:
+        return docker_config.find(_contents(self._path), self._url)
+
+    def _helper(self, name: docker_config.HelperName) -> Helper:
+        if name not in self._helpers:
+            server = docker_config.server_of(self._url)
+            self._helpers[name] = Helper(name, server, setting=self.setting, clock=self._clock)
+        return self._helpers[name]
+
+    def refused(self) -> None:
+        """Let helpers be asked anew; the file is read each time."""
+        for named in self._helpers.values():
+            named.refused()
+
+    async def close(self) -> None:
+        """End the helpers that run."""
+        for named in self._helpers.values():
+            await named.close()
+
+
+class _Unreadable(Exception):
+    """A file cannot be read. The text says why."""
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise _Unreadable("it is not a file")
+            raw = os.read(fd, FILE_LIMIT + 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _Unreadable(error.strerror or type(error).__name__) from error
+    if len(raw) > FILE_LIMIT:
+        raise _Unreadable(f"it is longer than {FILE_LIMIT} bytes")
+    return raw

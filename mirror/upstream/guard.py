@@ -2,11 +2,13 @@
 
 A redirect, a token realm or a DNS answer is the upstream's word, and must not make this machine talk to its
 own network. So the decision is made on the address of the socket about to be connected, after every trick
-with names and notations has been resolved, and for each hop anew.
+with names and notations has been resolved, and for each hop anew. Behind a proxy it is the proxy that resolves:
+there the name itself is judged, and what is neither a name nor an address in its usual form is refused.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -40,6 +42,17 @@ _NEVER: tuple[Network, ...] = tuple(
 _NAT64 = ip_network("64:ff9b::/96")
 _LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
 _COMPATIBLE = ip_network("::/96")
+_LOOPBACK_NAMES = {"localhost", "localhost6", "ip6-localhost", "ip6-loopback"}
+_LOOPBACK_DOMAINS = (".localhost", ".localdomain")
+_PRIVATE_DOMAINS = (  # RFC 6762 appendix G, RFC 8375, and what ICANN has set aside
+    *(".local", ".internal", ".intranet", ".private", ".corp", ".home", ".lan", ".home.arpa"),
+)
+_METADATA_NAMES = {"metadata.goog", "metadata.tencentyun.com", "metadata.packet.net", "metadata.platformequinix.com"}
+_METADATA_LABELS = {"metadata", "instance-data", "rancher-metadata"}
+"""First labels of metadata services' names in their clouds' own networks: metadata.google.internal, instance-data."""
+
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -75,6 +88,36 @@ def _reach(address: Address) -> Reach:
     return Reach.GLOBAL
 
 
+def reach_by_name(host: str) -> Reach:
+    """Say how near a host is by its name alone, for when somebody else resolves it.
+
+    Raises: AddressRefused when it is neither a name nor an address in its usual form, such as 0x7f.1 or 2130706433,
+    which resolvers take for addresses.
+    """
+    name = host.lower().rstrip(".")
+    try:
+        address = ip_address(name)
+    except ValueError:
+        pass
+    else:
+        if "%" not in name:
+            return reach_of(address)
+    # A last label that is a number makes it an IPv4 address to who reads URLs (WHATWG URL, "ends in a number").
+    if not _NAME.fullmatch(name) or _NUMBER.fullmatch(name.rpartition(".")[2]):
+        raise AddressRefused(f"{host[:80]!r} is neither a host name nor an address in its usual form")
+    return _named_reach(name)
+
+
+def _named_reach(name: str) -> Reach:
+    first, dot, _ = name.partition(".")
+    private = not dot or name.endswith(_PRIVATE_DOMAINS)
+    if name in _METADATA_NAMES or (private and first in _METADATA_LABELS):
+        return Reach.NEVER
+    if name in _LOOPBACK_NAMES or name.endswith(_LOOPBACK_DOMAINS):
+        return Reach.LOOPBACK
+    return Reach.PRIVATE if private else Reach.GLOBAL
+
+
 def _forms(address: Address) -> Iterator[Address]:
     """Give the addresses that a packet to this one may end up at."""
     if isinstance(address, IPv4Address):
@@ -104,13 +147,18 @@ class AddressGuard:
     """Decide about addresses for one upstream. Also remembers how near the configured host itself is.
 
     Give ``origin_socket`` to the connector that dials only the configured host, and ``other_socket`` to the
-    one for everything the upstream names: redirect targets and realms.
+    one for everything the upstream names: redirect targets and realms. Ask ``check_name`` before a proxy is asked.
     """
 
-    def __init__(self, redirects_to: Sequence[Any] = ()) -> None:
-        """redirects_to: networks (or their text) that may be dialled in addition."""
+    def __init__(self, redirects_to: Sequence[Any] = (), *, url: URL | None = None, realms: Sequence[str] = ()) -> None:
+        """redirects_to: networks (or their text) that may be dialled in addition.
+
+        For ``check_name``: url: of the registry. realms: hosts named by the operator, as ``realm_allowed`` takes them.
+        """
         self._allowed: tuple[Network, ...] = tuple(ip_network(str(item), strict=False) for item in redirects_to)
         self._origin = Reach.GLOBAL
+        self._url = url or URL()
+        self._realms = realms
 
     def origin_socket(self, info: tuple[Any, ...]) -> socket.socket:
         """Make a socket to the configured host (aiohttp's ``socket_factory``).
@@ -141,6 +189,35 @@ class AddressGuard:
             )
         return _socket(info)
 
+    def check_name(self, url: URL) -> None:
+        """Pass when a proxy may be asked for a URL, judged by its host's name as nobody here resolves it.
+
+        A name that is public and resolves to something private at the proxy is the proxy's to refuse.
+        Raises: AddressRefused.
+        """
+        host = _host(url)
+        reach = reach_by_name(host)
+        if reach is Reach.NEVER:
+            raise _never(host)
+        if same_host(url, self._url) or reach <= max(self._origin, self._named()):
+            return
+        try:
+            listed = self._listed(ip_address(host))
+        except ValueError:
+            listed = any(_lists(entry, self._url, url) for entry in self._realms)
+        if not listed:
+            raise AddressRefused(
+                f"{host} is a {reach.name.lower()} host by its name and may not be asked for of a proxy for this "
+                "upstream; if it should be, list its address in redirects_to, or its name in realms"
+            )
+
+    def _named(self) -> Reach:
+        """Say how near the configured host is by its name; a name that cannot be judged permits nothing."""
+        try:
+            return reach_by_name(_host(self._url))
+        except AddressRefused:
+            return Reach.GLOBAL
+
     def _listed(self, address: Address) -> bool:
         return any(
             form.version == network.version and form in network
@@ -156,7 +233,7 @@ def _address(info: tuple[Any, ...]) -> Address:
         raise AddressRefused("what the name resolved to is not an address") from error
 
 
-def _never(address: Address) -> AddressRefused:
+def _never(address: Address | str) -> AddressRefused:
     return AddressRefused(f"{address} is a link-local, metadata or multicast address and is never dialled")
 
 
@@ -168,6 +245,11 @@ def _socket(info: tuple[Any, ...]) -> socket.socket:
 def same_origin(one: URL, other: URL) -> bool:
     """Say whether scheme, host and port are the same."""
     return (one.scheme, _host(one), one.port) == (other.scheme, _host(other), other.port)
+
+
+def same_host(one: URL, other: URL) -> bool:
+    """Say whether the host is the same, at whatever port."""
+    return _host(one) == _host(other)
 
 
 def realm_allowed(url: URL, realm: URL, realms: Sequence[str] = ()) -> bool:

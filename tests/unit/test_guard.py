@@ -13,6 +13,7 @@ from mirror.upstream.guard import (
     AddressGuard,
     AddressRefused,
     Reach,
+    reach_by_name,
     reach_of,
     realm_allowed,
     registrable_domain,
@@ -232,3 +233,107 @@ def test_credentials_may_not_go_to(url: str, realm: str, realms: tuple[str, ...]
 )
 def test_registrable_domain(host: str, domain: str | None) -> None:
     assert registrable_domain(host) == domain
+
+
+# ---- behind a proxy, by name ----
+
+NEAR_NAMES = {
+    Reach.LOOPBACK: (
+        "localhost LocalHost. a.localhost localhost.localdomain 127.0.0.1. ip6-localhost localhost6 x.localdomain.."
+    ),
+    Reach.PRIVATE: (
+        "minio MINIO. registry.internal a.INTERNAL. a.b.local nas.lan x.corp y.home.arpa metadata-db.internal "
+        "ip-10-0-0-5.ec2.internal"
+    ),
+    Reach.NEVER: (
+        "metadata metadata.google.internal Metadata.Google.Internal. metadata.goog instance-data "
+        "instance-data.ec2.internal metadata.tencentyun.com 169.254.169.254."
+    ),
+    Reach.GLOBAL: (
+        "docker.io auth.docker.io. metadata.example.com a_b.example.com xn--4ca.com 1.2.3.com 0x7f.example.com "
+        "localhost.example.com internal.example.com"
+    ),
+}
+BY_NAME = [
+    *((text, reach) for reach, texts in NEAR_NAMES.items() for text in texts.split()),
+    *((text, reach) for text, reach in TABLE if "%" not in text),
+]
+
+NOT_AS_USUAL = [
+    "2130706433", "0x7f.1", "0x7f000001", "0X7F.1", "017700000001", "0177.0.0.1", "127.1", "127.0.1", "1.2.3.4.5",
+    "256.1.1.1", "127.0.0.0x1", "a.0x", "example.1", "4294967297", "0", "fe80::1%eth0", "::1%lo", "fe80::1%25eth0",
+    "[::1]", "%31%32%37.0.0.1", "127.0.0.1 ", "a b", "local\u00adhost", "\uff11\uff12\uff17.0.0.1", "a..b", ".", "",
+    "a/b", "a@b", "a:80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "reach"), BY_NAME)
+def test_how_near_a_host_is_by_its_name(host: str, reach: Reach) -> None:
+    assert reach_by_name(host) is reach
+
+
+@pytest.mark.parametrize("host", NOT_AS_USUAL)
+def test_what_is_neither_a_name_nor_an_address_is_refused(host: str) -> None:
+    with pytest.raises(AddressRefused, match="neither"):
+        reach_by_name(host)
+
+
+def asked(url: str, own: str = "https://hub.test", *redirects_to: str, realms: tuple[str, ...] = ()) -> bool:
+    try:
+        AddressGuard(redirects_to, url=URL(own), realms=realms).check_name(URL(url))
+    except AddressRefused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("own", "url", "redirects_to", "realms"),
+    [
+        ("https://hub.test", "https://cdn.test", (), ()),
+        ("http://localhost:1", "http://LOCALHOST.:2", (), ()),
+        ("http://localhost:1", "http://minio", (), ()),
+        ("http://localhost:1", "http://127.0.0.1", (), ()),
+        ("http://minio", "http://registry", (), ()),
+        ("http://minio", "http://10.0.0.1", (), ()),
+        ("http://10.0.0.1", "http://minio", (), ()),
+        ("https://hub.test", "https://10.0.0.1", ("10.0.0.0/8",), ()),
+        ("https://hub.test", "https://[::ffff:10.0.0.1]", ("10.0.0.0/8",), ()),
+        ("https://hub.test", "https://127.0.0.1", ("127.0.0.1/32",), ()),
+        ("https://hub.test", "https://auth:5001", (), ("auth:5001",)),
+        ("https://hub.test", "https://auth", (), ("auth",)),
+    ],
+)
+def test_a_proxy_may_be_asked_for(own: str, url: str, redirects_to: tuple[str, ...], realms: tuple[str, ...]) -> None:
+    assert asked(url, own, *redirects_to, realms=realms)
+
+
+@pytest.mark.parametrize(
+    ("own", "url", "redirects_to", "realms"),
+    [
+        ("https://hub.test", "https://minio", (), ()),
+        ("https://hub.test", "https://localhost", ("127.0.0.0/8",), ()),
+        ("https://hub.test", "https://127.0.0.1", ("10.0.0.0/8",), ()),
+        ("http://minio", "http://localhost", (), ()),
+        ("http://10.0.0.1", "http://127.0.0.1", (), ()),
+        ("http://0x7f.1", "http://minio", (), ()),
+        ("http://0x7f.1", "http://0x7f.1", (), ()),
+        ("https://hub.test", "https://auth:5002", (), ("auth:5001",)),
+        ("https://hub.test", "http://auth", (), ("auth",)),
+        ("https://hub.test", "https://metadata", (), ("metadata",)),
+        ("http://metadata", "http://metadata", (), ()),
+        ("http://169.254.169.254", "http://169.254.169.254", ("0.0.0.0/0",), ()),
+        ("http://localhost", "http://metadata.google.internal", (), ()),
+    ],
+)
+def test_a_proxy_may_not_be_asked_for(
+    own: str, url: str, redirects_to: tuple[str, ...], realms: tuple[str, ...]
+) -> None:
+    assert not asked(url, own, *redirects_to, realms=realms)
+
+
+def test_what_was_dialled_directly_counts_for_names_too() -> None:
+    made = AddressGuard((), url=URL("https://hub.example"))
+    assert may(made.origin_socket, "10.0.0.1")
+    made.check_name(URL("https://minio"))
+    with pytest.raises(AddressRefused, match=r"localhost is a loopback host .* redirects_to, or its name in realms"):
+        made.check_name(URL("https://localhost"))

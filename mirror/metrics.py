@@ -10,6 +10,8 @@ anybody, and take the folder from it as well. Here the files are opened by path 
 neither the environment nor the order of imports matters. The identifier in a file's name is the slot, not the
 process id: a worker that replaces a dead one goes on counting where that one stopped.
 
+What all workers share anyway is not kept here: whichever worker answers reads it then (``reading``).
+
 Labels have few values by construction. There is never one for a repository, a tag or a client.
 """
 
@@ -19,11 +21,12 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -47,6 +50,10 @@ class _File(Protocol):
 
 _open_file: Callable[[str], _File] = MmapedDict
 _merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
+
+
+Read = Callable[[], Iterable[tuple[Sequence[str], float]]]
+"""Gives the values of labels, in the order of the declaration, and the number for each."""
 
 
 class Value:
@@ -111,6 +118,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lock = threading.Lock()
+        self._readings: list[tuple[str, str, tuple[str, ...], Read]] = []
         self._open = {kind: _open_file(str(folder / f"{kind}_{slot}.db")) for kind in _FILES}
         for kind in ("gauge_sum", "gauge_max"):
             _zero(self._open[kind])  # they say what is, and the worker before us is no more
@@ -128,9 +136,11 @@ class Metrics:
         self.upstream_requests = self._counter(
             "mirror_upstream_requests", "Requests sent to upstreams.", "upstream", "kind", "status"
         )
-        """kind: "manifest", "blob", "tags" or "ping"; status: of ``status_class``."""
+        """kind: "manifest", "blob", "tags", "referrers" or "ping"; status: of ``status_class``."""
         self.upstream_errors = self._counter("mirror_upstream_errors", "Failures of upstreams.", "upstream", "reason")
-        """reason: "unreachable", "failed", "timeout", "ratelimited", "denied", "tokenfailed" or "invalid"."""
+        """reason: "unreachable", "failed", "timeout", "ratelimited", "resting" (left alone, not asked), "busy" (all
+        connections in use), "denied", "tokenfailed" or "invalid".
+        """
         self.token_requests = self._counter("mirror_token_requests", "Tokens asked for.", "upstream")
         self._downloads = self._gauge("mirror_downloads_in_flight", "Downloads led by a worker now.")
         self.downloads = self._downloads.labels()
@@ -139,10 +149,24 @@ class Metrics:
             __version__, platform.python_version()
         ).set(1)
 
-    def render(self) -> bytes:
-        """Return the sum of all workers in Prometheus' text format. Reads files: call it in a thread."""
+    def reading(self, name: str, text: str, labels: tuple[str, ...], read: Read) -> None:
+        """Declare a gauge of what all workers share. read: called when somebody asks, on the event loop."""
+        self._readings.append((name, text, labels, read))
+
+    def read(self) -> Sequence[Metric]:
+        """Return the gauges that are read now, for ``render``. Call it on the event loop."""
+        found = []
+        for name, text, labels, read in self._readings:
+            metric = GaugeMetricFamily(name, text, labels=labels)
+            for values, number in read():
+                metric.add_metric(values, number)
+            found.append(metric)
+        return found
+
+    def render(self, read: Sequence[Metric] = ()) -> bytes:
+        """Return the sum of all workers, and what was read, as Prometheus' text. Reads files: call it in a thread."""
         registry = CollectorRegistry()
-        registry.register(_Sum(self._folder))
+        registry.register(_Sum(self._folder, read))
         return generate_latest(registry)
 
     def close(self) -> None:
@@ -158,13 +182,15 @@ class Metrics:
 
 
 class _Sum(Collector):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Sequence[Metric]) -> None:
         self._folder = folder
+        self._more = more
 
     def collect(self) -> Iterable[Metric]:
         # Not the collector's own search: it would read a folder called "[x]" as a pattern.
         files = sorted(str(path) for path in self._folder.iterdir() if path.suffix == ".db")
-        return _merge(files)
+        yield from _merge(files)
+        yield from self._more
 
 
 def prepare(folder: Path, workers: int) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
-from mirror.access.gate import Gate
-from mirror.api.app import Services
+from mirror.access.gate import SERVICE, Gate
+from mirror.access.tokens import TokenInvalid, Tokens
+from mirror.api.app import LOCAL, Services
 from mirror.api.app import build_app as build_api
-from mirror.config import Config
+from mirror.config import Config, Mirror
+from mirror.config import Upstream as UpstreamSettings
 from mirror.metadata.backup import SqliteBackup
 from mirror.metadata.sqlite import SqliteMetadata
-from mirror.metrics import Metrics, status_class
+from mirror.metrics import Metrics
 from mirror.oci.errors import StorageFailed
 from mirror.packages.folder import PackageFolder
 from mirror.registry.backup import BackupService, RestoreService
@@ -22,6 +25,7 @@ from mirror.registry.blobs import BlobService
 from mirror.registry.inflight import Inflight
 from mirror.registry.lists import ListService
 from mirror.registry.manifests import ManifestService
+from mirror.registry.pulled_lists import PulledLists
 from mirror.registry.pushes import PushService
 from mirror.registry.tags import TagResolver
 from mirror.registry.uploads import UploadService
@@ -30,11 +34,17 @@ from mirror.store.holding import holding, remove_leftovers
 from mirror.store.lease import FileLeases
 from mirror.store.residency import Residency
 from mirror.store.restoring import RestoreStore
-from mirror.store.root import open_root
+from mirror.store.root import Root, open_root
+from mirror.store.shared import SharedNumbers
 from mirror.store.threads import in_thread
 from mirror.store.uploads import UploadStore
+from mirror.upstream.chain import Chain, Link, as_upstream, share_of_time
 from mirror.upstream.client import RegistryClient
+from mirror.upstream.configured import ByName
+from mirror.upstream.counts import UpstreamCounts, UpstreamReadings
 from mirror.upstream.router import Router
+from mirror.upstream.rules import Rules
+from mirror.upstream.upstreams import Upstreams
 from mirror.worker import StartupError, WorkerContext
 
 
@@ -66,18 +76,25 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
             verdicts=root.path / "packages.verified",
         )
         await packages.start()
-    counts = _UpstreamCounts(worker.metrics)
-    upstreams = {
-        name: RegistryClient(name, settings, limits=config.limits, metrics=counts)
-        for name, settings in config.upstreams.items()
-    }
+    labels = ByName({name: name for name in (*config.upstreams, LOCAL)})
+    numbers = await in_thread(SharedNumbers, root.numbers, root.secret)
+    make = functools.partial(
+        _upstream,
+        config=config,
+        root=root,
+        numbers=numbers,
+        leases=leases,
+        metrics=UpstreamCounts(worker.metrics),
+        readings=UpstreamReadings(worker.metrics),
+    )
+    upstreams = Upstreams(config.upstreams, lambda name, settings: make(name, settings, label=labels[name]))
     inflight = Inflight(store=store, leases=leases, metadata=metadata, observer=_DownloadCounts(worker.metrics))
     blobs = BlobService(
         store=store,
         metadata=metadata,
         inflight=inflight,
         upstreams=upstreams,
-        unverified_ranges={name: settings.unverified_ranges for name, settings in config.upstreams.items()},
+        unverified_ranges=ByName({name: settings.unverified_ranges for name, settings in config.upstreams.items()}),
         packages=packages,
     )
     tags = TagResolver(
@@ -85,10 +102,25 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         metadata=metadata,
         memo=residency,
         upstreams=upstreams,
-        settings={name: settings.tags for name, settings in config.upstreams.items()},
+        settings=ByName({name: settings.tags for name, settings in config.upstreams.items()}),
     )
     manifests = ManifestService(
-        store=store, leases=leases, metadata=metadata, blobs=blobs, tags=tags, upstreams=upstreams, packages=packages
+        store=store,
+        leases=leases,
+        metadata=metadata,
+        memo=residency,
+        blobs=blobs,
+        tags=tags,
+        upstreams=upstreams,
+        packages=packages,
+    )
+    pulled_lists = PulledLists(
+        leases=leases,
+        metadata=metadata,
+        memo=residency,
+        manifests=manifests,
+        upstreams=upstreams,
+        settings=ByName({name: settings.tags for name, settings in config.upstreams.items()}),
     )
     uploads = UploadService(
         uploads=UploadStore(root),
@@ -118,27 +150,32 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
                 config.names,
                 packaged=packages.owns if packages is not None else lambda _: False,
             ),
+            rules=Rules(config.upstreams),
+            labels=labels,
             gate=gate,
             blobs=blobs,
             manifests=manifests,
             uploads=uploads,
             pushes=pushes,
             lists=ListService(metadata=metadata, manifests=manifests, packages=packages),
+            pulled_lists=pulled_lists,
             worker=worker,
             send_timeout=config.limits.send_timeout,
             largest_manifest=config.limits.manifest,
+            instance=root.instance,
         )
     )
 
     async def close(_: web.Application) -> None:
         """Close from the top down: what uses a part ends before it."""
         await uploads.close()
+        await pulled_lists.close()
         await manifests.close()
         await tags.close()
         await blobs.close()
         await inflight.close()
-        for upstream in upstreams.values():
-            await upstream.close()
+        await upstreams.close()
+        await in_thread(numbers.close)
         if packages is not None:
             await packages.close()
         await gate.close()
@@ -170,23 +207,59 @@ def build_restore(path: Path) -> RestoreService:
     return RestoreService(rows=SqliteBackup(root.metadata, root.database), store=RestoreStore(root))
 
 
-class _UpstreamCounts:
-    """Counts what upstreams do."""
+def build_proof(path: Path) -> Callable[[str], bool]:
+    """Make what tells whether a token was given by a service on this root: its key is the root's. Blocks.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    Raises: StorageFailed when the root cannot be used.
+    """
+    tokens = Tokens(open_root(path).secret, service=SERVICE)
 
-    def request(self, upstream: str, kind: str, status: int) -> None:
-        self._metrics.upstream_requests.labels(upstream, kind, status_class(status)).inc()
+    def given_here(token: str) -> bool:
+        try:
+            tokens.verify(token)
+        except TokenInvalid:
+            return False
+        return True
 
-    def token(self, upstream: str) -> None:
-        self._metrics.token_requests.labels(upstream).inc()
+    return given_here
 
-    def error(self, upstream: str, reason: str) -> None:
-        self._metrics.upstream_errors.labels(upstream, reason).inc()
 
-    def fetched(self, upstream: str, nbytes: int) -> None:
-        self._metrics.fetched_bytes.labels(upstream).inc(nbytes)
+def _upstream(
+    name: str,
+    settings: UpstreamSettings,
+    *,
+    config: Config,
+    root: Root,
+    numbers: SharedNumbers,
+    leases: FileLeases,
+    metrics: UpstreamCounts,
+    readings: UpstreamReadings,
+    label: str,
+) -> Chain:
+    """Make an upstream with its mirrors. label: what it is counted as: clients can make up names, but no patterns."""
+
+    def client(settings: UpstreamSettings, *, mirror: Mirror | None = None) -> RegistryClient:
+        return RegistryClient(
+            name,
+            settings,
+            limits=config.limits,
+            metrics=metrics,
+            proxy=config.proxy,
+            numbers=numbers,
+            leases=leases.try_acquire,
+            mirror_of=name if mirror else None,
+            send_ns=mirror.send_ns if mirror else False,
+            instance=root.instance,
+            label=label,
+        )
+
+    own, theirs = share_of_time(settings.timeouts, len(settings.mirrors))
+    mirrors = [client(as_upstream(settings, mirror, theirs), mirror=mirror) for mirror in settings.mirrors]
+    links = [Link(one, resolve=mirror.resolve) for one, mirror in zip(mirrors, settings.mirrors, strict=True)]
+    registry = client(settings.model_copy(update={"timeouts": own}))
+    if label == name:
+        readings.add(name, registry, mirrors)
+    return Chain(name, registry, links, offline=settings.offline or config.offline)
 
 
 class _DownloadCounts:

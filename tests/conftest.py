@@ -18,6 +18,11 @@ import aioresponses.core
 import blockbuster.blockbuster
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def _needs_shim() -> bool:

@@ -29,6 +29,7 @@ import ssl as ssl_module
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -226,12 +227,16 @@ class FakeUpstream:
 
     auth: None, "token" or "basic". users: name → password. anonymous: anonymous pulls of repositories not in
     ``private`` are allowed. own_token_port: the realm is the token listener instead of the registry's own
-    ``/token``. realm: what the challenge says instead of either. hide_missing: 401 for repositories that do
+    ``/token``. realm: what the challenge says instead of either, with "{host}" for the name the registry was asked
+    by. hide_missing: 401 for repositories that do
     not exist, as Docker Hub does (with auth="token"). challenge: another WWW-Authenticate, "" for none.
     challenge_scope: False leaves ``scope`` out. token_field: "token", "access_token" or "both".
     token_lifetime: seconds; say_expires: whether the answer says so.
     redirect: blobs answer 307 to the CDN, with a URL that works once. refuse: answers 403 when it says so.
-    rate: bytes per second of every body. page_size: most tags in one page. sndbuf: socket send buffer in
+    pulls: user (None for who has no login) → manifests it may GET; HEADs say what is left as well and cost nothing, and
+    whoever is not in it has no limit. ``pulled`` counts them.
+    rate: bytes per second of every body. page_size: most tags, or referrers, in one page. referrers_api: False
+    answers 404 to all of it. sndbuf: socket send buffer in
     bytes; small ones make ``sent`` close to what was received.
     """
 
@@ -253,8 +258,10 @@ class FakeUpstream:
         say_expires: bool = True,
         redirect: bool = False,
         refuse: Callable[[Request], bool] | None = None,
+        pulls: Mapping[str | None, int] | None = None,
         rate: float | None = None,
         page_size: int = 1000,
+        referrers_api: bool = True,
         ssl: ssl_module.SSLContext | None = None,
         host: str = "127.0.0.1",
         sndbuf: int | None = None,
@@ -274,8 +281,11 @@ class FakeUpstream:
         self.say_expires = say_expires
         self.redirect = redirect
         self.refuse = refuse
+        self.pulls = dict(pulls or {})
+        self.pulled: Counter[str | None] = Counter()
         self.rate = rate
         self.page_size = page_size
+        self.referrers_api = referrers_api
         self.host = host
         self.log: list[Request] = []
         self.faults: list[Fault] = []
@@ -451,6 +461,33 @@ class FakeUpstream:
         ).encode()
         return Image(repo, tag, self.add_manifest(repo, raw, tag), raw, "", [], {}, INDEX)
 
+    def add_artifact(
+        self,
+        repo: str,
+        subject: Image,
+        artifact_type: str,
+        data: bytes = b"an artifact",
+        tag: str | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
+        """Hold an artifact that refers to an image (image-spec manifest.md, "Guidelines for Artifact Usage")."""
+        empty, layer = self.add_blob(repo, b"{}"), self.add_blob(repo, data)
+        body: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": artifact_type,
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2},
+            "layers": [{"mediaType": artifact_type, "digest": layer, "size": len(data)}],
+            "subject": subject.descriptor,
+            "annotations": dict(annotations or {}),
+        }
+        raw = json.dumps(body).encode()
+        return Image(repo, tag, self.add_manifest(repo, raw, tag), raw, empty, [layer], {empty: b"{}", layer: data})
+
+    def hold_what(self, other: FakeUpstream) -> None:
+        """Hold the content of another, now and later, as a mirror of it does."""
+        self._repositories = other._repositories
+
     def set_tag(self, repo: str, tag: str, digest: str) -> None:
         self._repository(repo).tags[tag] = digest
 
@@ -573,7 +610,7 @@ class FakeUpstream:
             if (refused := self._unauthorized(request, None)) is not None:
                 return await self._error(http, request, 401, "UNAUTHORIZED", "who are you", refused)
             return await self._send(http, request, b"{}", {"Content-Type": "application/json"})
-        found = re.fullmatch(r"/v2/(.+)/(manifests|blobs|tags)/([^/]+)", request.path)
+        found = re.fullmatch(r"/v2/(.+)/(manifests|blobs|tags|referrers)/([^/]+)", request.path)
         if not found:
             return await self._error(http, request, 404, "NAME_UNKNOWN", "no such path")
         name, kind, reference = found.groups()
@@ -586,13 +623,18 @@ class FakeUpstream:
             return await self._error(http, request, 404, "NAME_UNKNOWN", "no such repository")
         if kind == "tags":
             return await self._tags(http, request, name, repository)
+        if kind == "referrers":
+            return await self._referrers(http, request, repository, reference)
         if kind == "manifests":
             digest = reference if ":" in reference else repository.tags.get(reference, "")
             if digest not in repository.manifests:
                 return await self._error(http, request, 404, "MANIFEST_UNKNOWN", "manifest unknown")
             raw, media_type = repository.manifests[digest]
             headers = {"Content-Type": media_type, "Docker-Content-Digest": digest}
-            return await self._send(http, request, raw, headers)
+            enough, quota = self._take_pull(request)
+            if not enough:
+                return await self._send(http, request, b"enough", quota, status=429, early_only=True)
+            return await self._send(http, request, raw, headers | quota)
         if reference not in repository.blobs:
             return await self._error(http, request, 404, "BLOB_UNKNOWN", "blob unknown")
         if self.redirect:
@@ -642,6 +684,45 @@ class FakeUpstream:
             tags = []
         return await self._send(http, request, json.dumps({"name": name, "tags": tags}).encode(), headers)
 
+    async def _referrers(
+        self, http: web.Request, request: Request, repository: _Repository, subject: str
+    ) -> web.StreamResponse:
+        """Answer a page; the next is asked for by a mark of our own, which no client can guess."""
+        if not self.referrers_api:
+            return await self._error(http, request, 404, "UNSUPPORTED", "404 page not found")
+        found = []
+        for digest, (raw, media_type) in sorted(repository.manifests.items()):
+            body = json.loads(raw) if subject.encode() in raw else {}
+            if (body.get("subject") or {}).get("digest") == subject:
+                entry = {"mediaType": media_type, "digest": digest, "size": len(raw)}
+                entry["artifactType"] = body.get("artifactType") or body["config"]["mediaType"]
+                if body.get("annotations"):
+                    entry["annotations"] = body["annotations"]
+                found.append(entry)
+        headers = {"Content-Type": INDEX}
+        wanted = request.query.get("artifactType")
+        if wanted is not None:
+            found = [entry for entry in found if entry["artifactType"] == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        first = int(request.query.get("mark", "0"))
+        if len(found) > first + self.page_size:
+            query = urlencode({"mark": first + self.page_size, "x": "a+b/c"})
+            headers["Link"] = f'<http://elsewhere.example/v2/other/referrers/{subject}?{query}>; rel="next"'
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": found[first : first + self.page_size]}
+        return await self._send(http, request, json.dumps(index).encode(), headers)
+
+    def _take_pull(self, request: Request) -> tuple[bool, dict[str, str]]:
+        """Return whether a request for a manifest may pass, and what it is told of the quota."""
+        token = self.tokens.get((request.authorization or "").removeprefix("Bearer "))
+        user = token.user if token is not None else self._basic_user(request)
+        if user not in self.pulls:
+            return True, {}
+        enough = request.method != "GET" or self.pulled[user] < self.pulls[user]
+        if request.method == "GET" and enough:
+            self.pulled[user] += 1
+        left = self.pulls[user] - self.pulled[user]
+        return enough, {"ratelimit-limit": f"{self.pulls[user]};w=21600", "ratelimit-remaining": f"{left};w=21600"}
+
     # ---- tokens ----
 
     def _unauthorized(self, request: Request, name: str | None) -> str | None:
@@ -663,6 +744,7 @@ class FakeUpstream:
                 if known and (name is None or scope in token.scopes):
                     return None
         realm = self.realm or (self.token_url if self.own_token_port else f"{self.url}/token")
+        realm = realm.replace("{host}", request.headers.get("Host", "").partition(":")[0])
         challenge = f'Bearer realm="{realm}",service="{self.service}"'
         if self.challenge_scope and name is not None:
             challenge += f',scope="{scope}"'
@@ -684,8 +766,12 @@ class FakeUpstream:
         user = self._basic_user(request)
         if (request.authorization and user is None) or (user is None and not self.anonymous):
             return await self._error(http, request, 401, "UNAUTHORIZED", "incorrect username or password")
+        return await self._grant(http, request, " ".join(http.query.getall("scope", [])), user)
+
+    async def _grant(self, http: web.Request, request: Request, scopes: str, user: str | None) -> web.StreamResponse:
+        """Answer with a token for those of the scopes, with spaces between them, that the user may have."""
         granted = set()
-        for scope in " ".join(http.query.getall("scope", [])).split():
+        for scope in scopes.split():
             kind, _, rest = scope.partition(":")
             name, _, actions = rest.rpartition(":")
             if kind == "repository" and "pull" in actions.split(",") and (user or name not in self.private):

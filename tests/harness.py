@@ -25,9 +25,15 @@ from mirror.worker import WorkerContext
 
 
 def make_config(root: Path, upstreams: Mapping[str, Any], **settings: Any) -> Config:
-    """Return a configuration with these upstreams; the first is the default unless one is given."""
+    """Return a configuration with these upstreams; the first is the default unless one is given.
+
+    What an upstream does shows at once and once: nothing is repeated, no host is left alone, unless a test says so.
+    """
     settings.setdefault("default_upstream", next(iter(upstreams), None))
-    found = {name: value if isinstance(value, Upstream) else Upstream(**value) for name, value in upstreams.items()}
+    found = {
+        name: value if isinstance(value, Upstream) else Upstream(**{"retries": 0, "breaker_window": 0} | value)
+        for name, value in upstreams.items()
+    }
     return Config(storage={"root": root}, upstreams=found, **settings)
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+import mirror.upstream.client
 import mirror.wiring
+from mirror.registry.pulled_lists import PulledLists
 from mirror.registry.tags import TagResolver
 from mirror.upstream.client import RegistryClient
+from mirror.upstream.quota import Quota
 from mirror.upstream.transport import Timeouts
 from tests.fake_upstream import FakeUpstream, Image
 from tests.harness import Answer, Mirror, make_config
@@ -35,9 +38,11 @@ class Clock:
 
 
 def use_clock(patch: pytest.MonkeyPatch) -> Clock:
-    """Let mirrors started from now on judge the age of tags by a clock of the test's."""
+    """Let mirrors started from now on judge the age of tags, lists and quotas by a clock of the test's."""
     clock = Clock()
     patch.setattr(mirror.wiring, "TagResolver", functools.partial(TagResolver, clock=clock))
+    patch.setattr(mirror.wiring, "PulledLists", functools.partial(PulledLists, clock=clock))
+    patch.setattr(mirror.upstream.client, "Quota", functools.partial(Quota, clock=clock))
     return clock
 
 

@@ -12,7 +12,11 @@ def open_upstreams(access: Access, upstreams: Mapping[str, Upstream]) -> list[st
     """Return the upstreams that we log in to and whose content clients may read without a login of their own."""
     if access.htpasswd_file is not None and access.anonymous == "none":
         return []
-    return [name for name, upstream in upstreams.items() if upstream.credentials is not None]
+    return [
+        name
+        for name, upstream in upstreams.items()
+        if upstream.credentials or any(mirror.credentials for mirror in upstream.mirrors)
+    ]
 
 
 def advice(

@@ -28,6 +28,8 @@ log = logging.getLogger("mirror.access")
 
 TOKEN_PATH = "/v2/_mirror/auth/token"
 """Where tokens are given, below the base URL."""
+SERVICE = "mirror"
+"""Whom our tokens are for."""
 AGAIN = 60.0
 """Seconds a header that was right is not looked into again."""
 _INVALID = "invalid_token"
@@ -44,7 +46,7 @@ class Gate:
         *,
         secret: bytes,
         listen: Sequence[ListenAddress] = (),
-        service: str = "mirror",
+        service: str = SERVICE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare. secret: of the root, so that workers and restarts agree. listen: where the service listens."""

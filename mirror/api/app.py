@@ -6,7 +6,7 @@
     end-3, 7, 9    /v2/<name>/manifests/<target>  GET HEAD PUT DELETE manifests.py
     end-4, 11      /v2/<name>/blobs/uploads/      POST                uploads.py
     end-5, 6 13 14 /v2/<name>/blobs/uploads/<id>  GET PATCH PUT DELETE uploads.py
-    end-8          /v2/<name>/tags/list           GET HEAD            lists.py; of upstreams manifests.py
+    end-8          /v2/<name>/tags/list           GET HEAD            lists.py
     end-12         /v2/<name>/referrers/<digest>  GET HEAD            lists.py
                    /v2/_catalog                   GET HEAD            lists.py
                    /v2/[<name>/]_oci/ext/discover GET HEAD            lists.py
@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -30,9 +31,9 @@ from mirror.api.access import admit, token
 from mirror.api.blobs import get_blob, head_blob
 from mirror.api.errors import respond
 from mirror.api.exchange import Exchange
-from mirror.api.incoming import condition_of, expect, unasked
+from mirror.api.incoming import condition_of, expect, unasked, way
 from mirror.api.lists import discover, get_catalog, get_history, get_referrers, get_tags
-from mirror.api.manifests import get_manifest, get_upstream_tags, put_manifest, subject
+from mirror.api.manifests import get_manifest, put_manifest, subject
 from mirror.api.openapi import get_openapi
 from mirror.api.operations import operate
 from mirror.api.paths import (
@@ -53,37 +54,47 @@ from mirror.api.paths import (
 )
 from mirror.api.uploads import delete_upload, get_upload, patch_upload, post_upload, put_upload
 from mirror.metrics import method_class
-from mirror.oci.errors import NameUnknown, PathUnknown, RegistryError
+from mirror.oci.errors import NameUnknown, RegistryError
 from mirror.oci.names import Digest, Reference, Repository, Tag, parse_digest, parse_name, parse_tag, parse_target
 from mirror.registry.blobs import BlobService
 from mirror.registry.lists import ListService
 from mirror.registry.manifests import ManifestService
+from mirror.registry.pulled_lists import PulledLists
 from mirror.registry.pushes import PushService
 from mirror.registry.uploads import UploadService
+from mirror.upstream import via
 from mirror.upstream.router import Router
+from mirror.upstream.rules import Rules
 from mirror.worker import WorkerContext
 
 READS = ("GET", "HEAD")
 UNLOGGED = ("healthz", "readyz", "metrics")
+LOCAL = "local"
+"""What is said in place of an upstream for our own repositories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """What the endpoints use. send_timeout: seconds within which a client has to take something.
 
-    largest_manifest: bytes.
+    largest_manifest: bytes. instance: what no other service is called, for ``Via``. labels: what each upstream, and
+    ``LOCAL``, is counted as.
     """
 
     router: Router
+    rules: Rules
+    labels: Mapping[str, str]
     gate: Gate
     blobs: BlobService
     manifests: ManifestService
     uploads: UploadService
     pushes: PushService
     lists: ListService
+    pulled_lists: PulledLists
     worker: WorkerContext
     send_timeout: float
     largest_manifest: int
+    instance: str
 
 
 def build_app(services: Services) -> web.Application:
@@ -138,6 +149,7 @@ class _Api:
             case RegistryPath():
                 return await self._of_registry(exchange, path)
         exchange.name = path.name
+        via.received.set(way(request, self._services.instance))
         if request.method in READS and not isinstance(path, SessionPath):
             await self._admit(exchange, Action.PULL, f"repository:{path.name}:pull")
             return await self._read(exchange, path, self._route(exchange, path))
@@ -163,9 +175,11 @@ class _Api:
     async def _read(self, exchange: Exchange, path: Named, repository: Repository) -> web.StreamResponse:
         """Answer GET and HEAD of what a repository has."""
         services, method = self._services, exchange.request.method
+        services.rules.check(repository)
         match path:
             case ManifestPath():
                 reference = Reference(repository, parse_target(path.reference))
+                services.rules.check(repository, reference.target)
                 exchange.kind, exchange.reference = subject(reference)
                 return await get_manifest(exchange, services.manifests, reference)
             case BlobPath():
@@ -175,20 +189,22 @@ class _Api:
                     return await head_blob(exchange, services.blobs, repository, digest)
                 return await get_blob(exchange, services.blobs, repository, digest, services.send_timeout)
             case TagsPath():
-                if repository.source is not None:
-                    return await get_upstream_tags(exchange, services.manifests, repository)
-                return await get_tags(exchange, services.lists, repository)
+                return await get_tags(exchange, self._lists(repository), services.rules, repository)
             case ReferrersPath():
                 digest = parse_digest(path.digest)
-                if repository.source is not None:
-                    raise PathUnknown(f"referrers of {repository} are not listed here; ask for their tag")
-                return await get_referrers(exchange, services.lists, repository, digest)
+                return await get_referrers(exchange, self._lists(repository), repository, digest)
             case HistoryPath():
+                if asked := exchange.request.query.get("tag"):
+                    services.rules.check(repository, parse_tag(asked))
                 return await get_history(exchange, services.lists, repository)
             case DiscoverPath():
                 return discover()
             case UploadsPath() | SessionPath():
                 raise AssertionError("not read here")
+
+    def _lists(self, repository: Repository) -> ListService | PulledLists:
+        """Return what lists a repository's tags and referrers."""
+        return self._services.lists if repository.source is None else self._services.pulled_lists
 
     async def _push(self, exchange: Exchange, path: Named) -> web.StreamResponse:
         """Answer what adds something to a repository, and the sessions that do."""
@@ -256,18 +272,20 @@ class _Api:
         host = exchange.request.headers.get("Host")
         repository = self._services.router.route(ns=exchange.ns, host=host, prefix=path.prefix, name=path.name)
         exchange.repository = str(repository)
-        exchange.upstream = repository.source or "local"
+        exchange.upstream = repository.source or LOCAL
         return repository
 
     def _source(self, exchange: Exchange) -> Repository | None:
-        """Return the repository a blob is to be mounted from; None when there is none such."""
+        """Return the repository a blob is to be mounted from; None when there is none such that may be pulled from."""
         name = exchange.request.query.get("from")
         if not name:
             return None
         try:
-            return self._services.router.route(ns=None, host=None, prefix=None, name=name)
+            repository = self._services.router.route(ns=None, host=None, prefix=None, name=name)
+            self._services.rules.check(repository)
         except RegistryError:
             return None
+        return repository
 
     def _check_registry(self, exchange: Exchange, prefix: str | None) -> None:
         """Make sure that the registry that is asked for is one we know: of another there is nothing to say."""
@@ -278,7 +296,7 @@ class _Api:
         metrics.requests.labels(method_class(exchange.request.method), exchange.endpoint, str(status)).inc()
         if exchange.kind is not None and exchange.hit is not None and exchange.upstream is not None:
             counted = metrics.hits if exchange.hit else metrics.misses
-            counted.labels(exchange.kind, exchange.upstream).inc()
+            counted.labels(exchange.kind, self._services.labels[exchange.upstream]).inc()
         if exchange.sent:
             metrics.served_bytes.labels("blob" if exchange.kind == "blob" else "manifest").inc(exchange.sent)
         if exchange.received:

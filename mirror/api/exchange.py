@@ -92,6 +92,13 @@ class Exchange:
         return fields
 
 
+def warning_of(text: str) -> str:
+    """Return a ``Warning`` with a text of ours or of an upstream's (RFC 7234 section 5.5)."""
+    plain = "".join(character if " " <= character <= "~" else " " for character in text)
+    quotable = plain.replace("\\", " ").replace('"', "'")[:400]
+    return f'299 - "{quotable}"'
+
+
 def cache_status(*, hit: bool, follows: bool = False, detail: str | None = None, stored: bool = True) -> str:
     """Return a Cache-Status of this cache (RFC 9211 section 2)."""
     parts = ["mirror", "hit"] if hit else ["mirror", "fwd=uri-miss"]

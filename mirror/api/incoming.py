@@ -9,7 +9,8 @@ from aiohttp import ClientPayloadError, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mirror.metadata.base import Condition
-from mirror.oci.errors import BlobUploadInvalid, ParameterInvalid, SizeInvalid
+from mirror.oci.errors import BlobUploadInvalid, LoopDetected, ParameterInvalid, SizeInvalid
+from mirror.upstream import via
 
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]+|\*))?")
 _ASKED = web.RequestKey("asked", bool)
@@ -123,3 +124,26 @@ def count_of(request: web.Request, name: str = "n") -> int | None:
     if not _COUNT.fullmatch(given):
         raise ParameterInvalid(f"{name} is a whole number, not {given[:40]!r}")
     return int(given)
+
+
+def way(request: web.Request, instance: str) -> str:
+    """Return the mirrors a request has passed, as ``Via`` says (RFC 9110 section 7.6.3).
+
+    instance: of this service. Raises: LoopDetected (508) when it has been here before, or nearly everywhere.
+    """
+    lines = request.headers.getall("Via", ())
+    if not lines:
+        return ""
+    found = ", ".join(lines)
+    if len(found) > via.LONGEST:
+        raise LoopDetected(
+            f"the request has a Via of {len(found)} characters: check the mirrors and urls of upstreams on its way "
+            "for a loop"
+        )
+    if via.names(found, instance):
+        raise LoopDetected(
+            "the request has come back to this mirror by way of other mirrors: check the mirrors and urls of their "
+            "upstreams for a loop"
+        )
+    # What cannot be sent on is left out: others may wait for what this request begins.
+    return found if found.isascii() and found.isprintable() else ""

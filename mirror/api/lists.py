@@ -10,12 +10,14 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from mirror.api.exchange import Exchange
+from mirror.api.exchange import Exchange, cache_status, warning_of
 from mirror.api.incoming import count_of
 from mirror.oci.errors import ParameterInvalid
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.names import Digest, Repository, parse_tag
-from mirror.registry.lists import ListService, descriptor_json
+from mirror.registry.lists import ListService, Page, descriptor_json
+from mirror.registry.pulled_lists import PulledLists
+from mirror.upstream.rules import Rules
 
 EXTENSIONS = [
     {
@@ -34,11 +36,15 @@ EXTENSIONS = [
 """In the shape of the specification's ``_oci`` extension."""
 
 
-async def get_tags(exchange: Exchange, lists: ListService, repository: Repository) -> web.Response:
-    """Answer a page of tags of one of our own repositories."""
+async def get_tags(
+    exchange: Exchange, lists: ListService | PulledLists, rules: Rules, repository: Repository
+) -> web.Response:
+    """Answer a page of a repository's tags, without those that may not be pulled."""
     n, last = count_of(exchange.request), exchange.request.query.get("last", "")
     page = await lists.tags(repository, n=n, last=last)
-    response = web.json_response({"name": exchange.name, "tags": list(page.entries)})
+    tags = [tag for tag in page.entries if rules.visible(repository, tag)]
+    response = web.json_response({"name": exchange.name, "tags": tags})
+    _note(exchange, response, page)
     return link_next(exchange, response, n, page.more and page.entries and {"last": page.entries[-1]})
 
 
@@ -51,7 +57,7 @@ async def get_catalog(exchange: Exchange, lists: ListService) -> web.Response:
 
 
 async def get_referrers(
-    exchange: Exchange, lists: ListService, repository: Repository, subject: Digest
+    exchange: Exchange, lists: ListService | PulledLists, repository: Repository, subject: Digest
 ) -> web.Response:
     """Answer a page of what refers to a manifest."""
     query = exchange.request.query
@@ -63,6 +69,7 @@ async def get_referrers(
         "manifests": [descriptor_json(found) for found in page.entries],
     }
     response = web.Response(body=json.dumps(index).encode(), headers={"Content-Type": OCI_INDEX})
+    _note(exchange, response, page)
     if wanted is not None:
         response.headers["OCI-Filters-Applied"] = "artifactType"
     more = page.more and page.entries and {"last": str(page.entries[-1].digest)}
@@ -93,6 +100,16 @@ async def get_history(exchange: Exchange, lists: ListService, repository: Reposi
 def discover() -> web.Response:
     """Answer which extensions there are (``_oci/ext/discover``)."""
     return web.json_response({"extensions": EXTENSIONS})
+
+
+def _note(exchange: Exchange, response: web.Response, page: Page[Any]) -> None:
+    """Note what became of an upstream's list on the way to the client."""
+    if page.hit is None:
+        return
+    exchange.hit = page.hit
+    exchange.cache = cache_status(hit=page.hit, detail="stale" if page.warning else None)
+    if page.warning:
+        response.headers["Warning"] = warning_of(page.warning)
 
 
 def link_next(exchange: Exchange, response: web.Response, n: int | None, more: Mapping[str, str] | Any) -> web.Response:

@@ -1,16 +1,15 @@
-"""Manifests: GET, HEAD (end-3), PUT (end-7); and the tags of upstreams (end-8)."""
+"""Manifests: GET, HEAD (end-3), PUT (end-7)."""
 
 from __future__ import annotations
 
 from aiohttp import web
 from multidict import CIMultiDict
 
-from mirror.api.exchange import Exchange, cache_status
-from mirror.api.incoming import RequestBody, condition_of, count_of, read_all
-from mirror.api.lists import link_next
+from mirror.api.exchange import Exchange, cache_status, warning_of
+from mirror.api.incoming import RequestBody, condition_of, read_all
 from mirror.api.uploads import base_of
 from mirror.oci.errors import ManifestInvalid
-from mirror.oci.names import Digest, Reference, Repository, parse_tag
+from mirror.oci.names import Digest, Reference, parse_tag
 from mirror.registry.manifests import ManifestService
 from mirror.registry.pushes import PushService, too_large
 
@@ -32,7 +31,7 @@ async def get_manifest(exchange: Exchange, manifests: ManifestService, reference
         "Content-Security-Policy": "sandbox",  # its type is whatever it was pushed as, text/html too
     }
     if answer.warning:
-        headers["Warning"] = f'299 - "{_quotable(answer.warning)}"'
+        headers["Warning"] = warning_of(answer.warning)
     if exchange.known(descriptor.digest):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
@@ -83,25 +82,6 @@ async def put_manifest(exchange: Exchange, pushes: PushService, reference: Refer
     return web.Response(status=201, headers=headers)
 
 
-async def get_upstream_tags(exchange: Exchange, manifests: ManifestService, repository: Repository) -> web.Response:
-    """Answer a page of tags of an upstream's repository, as the upstream lists them."""
-    n = count_of(exchange.request)
-    if n == 0:
-        return web.json_response({"name": exchange.name, "tags": []})
-    page = await manifests.tags(repository, n=n, last=exchange.request.query.get("last"))
-    exchange.hit = False
-    exchange.cache = cache_status(hit=False, stored=False)
-    response = web.json_response({"name": exchange.name, "tags": list(page.tags)})
-    more = None if page.next_last is None else {"last": page.next_last}
-    return link_next(exchange, response, page.next_n or n, more)
-
-
 def subject(reference: Reference) -> tuple[str, str]:
     """Return the cache kind and the text of a reference, for the counts and the access line."""
     return ("manifest" if isinstance(reference.target, Digest) else "tag"), str(reference.target)
-
-
-def _quotable(text: str) -> str:
-    """Return text for a quoted string of a header (RFC 9110 section 5.6.4)."""
-    plain = "".join(character if " " <= character <= "~" else " " for character in text)
-    return plain.replace("\\", " ").replace('"', "'")[:400]

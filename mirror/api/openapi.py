@@ -28,7 +28,7 @@ _BYTES = "application/octet-stream"
 _ERRORS = {
     "400": "What was asked cannot be understood, or is not what its digest, size or type says.",
     "401": "A login is needed, or the one given is wrong.",
-    "403": "Who asks may not; or our own credentials were refused by the upstream.",
+    "403": "Who asks may not, or nobody may pull this; or our own credentials were refused by the upstream.",
     "404": "It is not here, nor at the upstream.",
     "405": "This is not done here: by configuration, or for this kind of repository.",
     "409": "Another request is sending to this session.",
@@ -40,9 +40,10 @@ _ERRORS = {
     "503": "The upstream failed or limits us, or others are at it; try again.",
     "504": "The upstream did not answer in time.",
     "507": "The disk is full.",
+    "508": "The request has been here before: a loop of mirrors.",
 }
-_READ = ("400", "401", "403", "404", "405", "500", "502", "503", "504", "507")
-_WRITE = ("400", "401", "403", "404", "405", "500", "503", "507")
+_READ = ("400", "401", "403", "404", "405", "500", "502", "503", "504", "507", "508")
+_WRITE = ("400", "401", "403", "404", "405", "500", "503", "507", "508")
 """What a request may fail with; each adds its own."""
 
 
@@ -165,6 +166,7 @@ def _ref(name: str) -> Json:
 
 _ANY: Json = {}
 _KNOWN = ("Docker-Content-Digest", "ETag", "OCI-Namespace?", "Cache-Status?")
+_LISTED = ("Link?", "OCI-Namespace?", "Cache-Status?", "Warning?")
 _SESSION = ("Location", "Range", "Docker-Upload-UUID")
 
 
@@ -281,7 +283,7 @@ def _repositories() -> Json:
             "parameters": [_PATH_NAME, _NS],
             **_both(
                 "The tags of a repository in ASCII order.",
-                {"200": _answer("A page.", "Link?", content={"application/json": _ref("Tags")})},
+                {"200": _answer("A page.", *_LISTED, content={"application/json": _ref("Tags")})},
                 *_READ,
                 end="end-8a, end-8b",
                 parameters=[_N, _LAST],
@@ -291,7 +293,7 @@ def _repositories() -> Json:
             "parameters": [_PATH_NAME, _PATH_DIGEST, _NS],
             **_both(
                 "The manifests that have a subject.",
-                {"200": _answer("A page.", "Link?", "OCI-Filters-Applied?", content={OCI_INDEX: _ref("Index")})},
+                {"200": _answer("A page.", *_LISTED, "OCI-Filters-Applied?", content={OCI_INDEX: _ref("Index")})},
                 *_READ,
                 end="end-12a, end-12b",
                 parameters=[_query("artifactType", "Only those of this type."), _N, _LAST],

@@ -22,5 +22,6 @@ async def operate(operation: Literal["healthz", "readyz", "metrics"], worker: Wo
                 return web.Response(status=503, text="stopping\n")
             return web.Response(text="ready\n")
         case "metrics":
-            body = await asyncio.get_running_loop().run_in_executor(None, worker.metrics.render)
+            read = worker.metrics.read()
+            body = await asyncio.get_running_loop().run_in_executor(None, worker.metrics.render, read)
             return web.Response(body=body, headers={"Content-Type": TEXT})

@@ -11,19 +11,15 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from mirror.config import values
-from mirror.config.document import Document, Place, is_refused, parse_document
-from mirror.config.models import (
-    DISAGREEMENT,
-    Config,
-    Section,
+from mirror.config.agreement import (
     access_disagreements,
-    builtin_upstreams,
-    default_root,
     disagreements,
     logins_disagreements,
     proxy_disagreements,
     upstream_disagreements,
 )
+from mirror.config.document import Document, Place, is_refused, parse_document
+from mirror.config.models import DISAGREEMENT, Config, Section, builtin_upstreams, default_root
 from mirror.config.problems import ConfigError, Problem, did_you_mean, dotted
 from mirror.config.problems import Path as SettingPath
 

@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from mirror.config.problems import did_you_mean
+
 Network = IPv4Network | IPv6Network
 
 MAX_BYTES = 2**63 - 1
@@ -385,6 +387,11 @@ def one_or_many(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+def mirrors(value: Any) -> Any:
+    """Take mirrors as sections, or any of them as its URL alone."""
+    return tuple({"url": one} if isinstance(one, str) else one for one in one_or_many(value))
+
+
 def proxy(value: Any) -> Any:
     """Take a proxy as a section, or as its URL alone."""
     return {"url": value} if isinstance(value, str) else value
@@ -401,6 +408,8 @@ def proxy_url(value: Any) -> str:
         message, suggestion = str(context["message"]), str(context["suggestion"])
         if "credentials" in message:
             suggestion = "give the proxy as a section: url, username and password_file"
+        elif isinstance(value, str) and (meant := did_you_mean(value, ("environment", "none"), cutoff=0.75)):
+            suggestion = meant
         raise wrong(message.replace("expected a URL", "expected environment, none or a URL"), suggestion) from None
     if urlsplit(found).path:
         raise wrong("a proxy's URL has a host and a port, and no path")
@@ -422,8 +431,9 @@ def share(value: Any) -> float:
     found = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None and isinstance(value, (int, float)) and not isinstance(value, bool) and not value:
         return 0.0
-    if found is None and isinstance(value, float) and 0 < value < 1:
-        raise wrong("expected a share such as 10%", f'write "{value * 100:g}%"')
+    if found is None and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 100:
+        meant = value * 100 if value < 1 else value
+        raise wrong("expected a share such as 10%", f'write "{meant:g}%"')
     if found is None or float(found[1]) > 100:
         raise wrong(f"expected a share from 0% to 100%, got {_shown(value)}")
     return float(found[1]) / 100

@@ -225,6 +225,12 @@ class UpstreamResting(UpstreamError):
     status = 503
 
 
+class UpstreamBusy(UpstreamError):
+    """As many requests to the upstream are under way as it may have, for as long as a client can wait."""
+
+    status = 503
+
+
 class UpstreamOffline(UpstreamError):
     """The upstream is never asked, by configuration."""
 

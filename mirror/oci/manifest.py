@@ -49,6 +49,7 @@ _GENERIC = ("application/json", "application/octet-stream", "application/x-www-f
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
 _FOREIGN = (".foreign.", ".nondistributable.")
+_IMAGE_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _MOST = 2**63 - 1
 """Largest size in bytes that anything after us can count."""
 
@@ -71,10 +72,11 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A manifest as received. blobs: config and layers; manifests: the children of an index."""
+    """A manifest as received. config: one of the blobs; blobs: config and layers; manifests: children of an index."""
 
     raw: bytes
     descriptor: Descriptor
+    config: Descriptor | None = None
     blobs: tuple[Descriptor, ...] = ()
     manifests: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
@@ -82,6 +84,17 @@ class Manifest:
     @property
     def children(self) -> tuple[Descriptor, ...]:
         return self.blobs + self.manifests
+
+    @property
+    def needed(self) -> tuple[Descriptor, ...]:
+        """Return the blobs without which it is of no use.
+
+        An image: all that registries distribute. Anything else: its layers, as the readers of signatures and the like
+        never ask for the config.
+        """
+        layers = tuple(blob for blob in self.blobs if blob is not self.config)
+        image = not layers or any(layer.media_type.startswith(_IMAGE_LAYERS) for layer in layers)
+        return tuple(blob for blob in (self.blobs if image else layers) if not blob.foreign)
 
 
 def media_type_of(header: str | None) -> str | None:
@@ -163,6 +176,7 @@ def _manifest(raw: bytes, body: Mapping[str, Any], media_type: str, digest: Dige
             artifact_type=_text(body.get("artifactType")) or _artifact_type(media_type, config),
             annotations=_annotations(body),
         ),
+        config=config,
         blobs=((config,) if config else ()) + layers,
         manifests=_many(body, "manifests", strict=strict),
         subject=_one(body, "subject", strict=strict),
@@ -197,7 +211,7 @@ def _one(body: Mapping[str, Any], key: str, *, strict: bool) -> Descriptor | Non
     if not isinstance(item, dict):
         return None
     try:
-        return _descriptor(item, key)
+        return parse_descriptor(item, key)
     except ManifestInvalid:
         if strict:
             raise
@@ -215,14 +229,18 @@ def _many(body: Mapping[str, Any], key: str, *, strict: bool) -> tuple[Descripto
     found = []
     for at, item in enumerate(items):
         try:
-            found.append(_descriptor(item, f"{key}[{at}]"))
+            found.append(parse_descriptor(item, f"{key}[{at}]"))
         except ManifestInvalid:
             if strict:
                 raise
     return tuple(found)
 
 
-def _descriptor(item: Any, where: str) -> Descriptor:
+def parse_descriptor(item: Any, where: str) -> Descriptor:
+    """Read a descriptor out of a manifest's JSON (image-spec descriptor.md).
+
+    where: it stands, for the message. Raises: ManifestInvalid (400 MANIFEST_INVALID).
+    """
     if not isinstance(item, dict):
         raise ManifestInvalid(f"{where} of the manifest is not a descriptor")
     size, text = item.get("size"), item.get("digest")

@@ -132,6 +132,11 @@ def parse_tag(text: str) -> Tag:
     return Tag(text)
 
 
+def try_tag(text: str) -> Tag | None:
+    """Read a tag an upstream sent; None when it cannot be one."""
+    return Tag(text) if _TAG.fullmatch(text) else None
+
+
 def parse_algorithm(text: str) -> str:
     """Check a digest algorithm. Raises: DigestInvalid (400 DIGEST_INVALID)."""
     if text not in ALGORITHMS:

@@ -181,7 +181,7 @@ class BlobService:
         """
         if self._metadata.may_read(repository, digest):
             return
-        resolved = await self._ask(repository, digest)
+        resolved = await self._ask(repository, digest, confirming=True)
         same = resolved.digest == digest if resolved.size is None else resolved.size == size
         if not same or resolved.digest not in (None, digest):
             raise UpstreamInvalid(
@@ -204,10 +204,16 @@ class BlobService:
             await self._confirm(repository, digest, download.size)
         download.confirmed()
 
-    async def _ask(self, repository: Repository, digest: Digest) -> Resolved:
-        """Ask the repository's own upstream for a blob by HEAD: once for all who wait for the answer."""
+    async def _ask(self, repository: Repository, digest: Digest, *, confirming: bool = False) -> Resolved:
+        """Ask the repository's own upstream for a blob by HEAD: once for all who wait for the answer.
+
+        confirming: a right depends on it.
+        """
         upstream = self._upstream(repository, digest)
-        return await self._shared.once((repository, digest), lambda: upstream.stat_blob(repository.name, digest))
+        return await self._shared.once(
+            (repository, digest, confirming),
+            lambda: upstream.stat_blob(repository.name, digest, confirming=confirming),
+        )
 
     def _origin(self, repository: Repository, digest: Digest) -> Origin:
         return Origin(

@@ -18,6 +18,7 @@ _CLASSES: dict[str, type[RegistryError]] = {
         errors.UpstreamTimeout,
         errors.UpstreamRateLimited,
         errors.UpstreamResting,
+        errors.UpstreamBusy,
         errors.UpstreamOffline,
         errors.UpstreamDenied,
         errors.UpstreamTokenFailed,

@@ -75,6 +75,7 @@ class Download(Progress):
         self._origins: dict[Repository, Origin] = {}
         self._waiters: list[tuple[Repository, asyncio.Future[DownloadBody]]] = []
         self._file: SharedFile | None = None
+        self._file_of = 0  # its generation
         self.task = asyncio.create_task(self._run(), name=f"download {digest}")
 
     async def join(self, origin: Origin) -> DownloadBody:
@@ -180,7 +181,7 @@ class Download(Progress):
     def observe(self, state: State, file: SharedFile | None = None) -> None:
         """Take over a new state: ``file`` is the open part file if it is another than before."""
         if file is not None:
-            old, self._file = self._file, file
+            old, self._file, self._file_of = self._file, file, state.generation
             if old:
                 old.release()
         self.state = state
@@ -238,7 +239,7 @@ class Download(Progress):
                 self.fail(repository, from_record(record))
         file = None
         if state.phase in (Phase.RUNNING, Phase.VERIFIED, Phase.DONE) and (
-            self._file is None or state.generation != self.state.generation
+            self._file is None or state.generation != self._file_of
         ):
             fd = self._store.open_part(self.digest, state.generation)
             if fd is None:

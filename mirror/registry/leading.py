@@ -121,9 +121,15 @@ class Leader:
                         if not isinstance(error, UpstreamInvalid):
                             self._source_failed(last, error)
                             continue
+                        if isinstance(error, _Restart) and last.distrust():
+                            # Whether it was right or who began, the next one says; what is here may be of use.
+                            log.warning("%s; going on without this mirror", error.message)
+                            continue
                         await _cancel(catching_up)
                         catching_up, resumed, pieced = None, False, False
-                        if isinstance(error, _Restart) and fresh_starts:
+                        if last.distrust():
+                            log.error("%s; starting over without it", error.brief)
+                        elif isinstance(error, _Restart) and fresh_starts:
                             fresh_starts -= 1
                             log.warning("%s; starting over", error.message)
                         else:
@@ -140,6 +146,16 @@ class Leader:
                 if self._ingest.verify():
                     await self._complete()
                     return True
+                if last is not None and last.distrust():
+                    log.error(
+                        "a mirror of %s sent bytes of %s for %s; starting over without it",
+                        last.upstream.name,
+                        self._ingest.actual(),
+                        self.digest,
+                    )
+                    pieced = False
+                    await self._restart()
+                    continue
                 if last is None or (pieced and fresh_starts):
                     fresh_starts, pieced = max(fresh_starts - 1, 0), False
                     log.warning("the continued bytes of %s are wrong; starting over", self.digest)

@@ -31,10 +31,15 @@ AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some entries of a list. more: whether there are others after them."""
+    """Some entries of a list. more: whether there are others after them.
+
+    Of an upstream's list: hit: what was remembered is the answer; warning: why it is stale, when it is.
+    """
 
     entries: Sequence[T]
     more: bool
+    hit: bool | None = None
+    warning: str | None = None
 
 
 class ListService:
@@ -52,22 +57,22 @@ class ListService:
             if repository.name not in packages.names():
                 raise NameUnknown(f"{repository} cannot be read; see the log", detail={"name": repository.name})
             every = packages.tags(repository.name)
-            found = list(every[bisect_right(every, last) :][: _count(n) + 1])
+            found = list(every[bisect_right(every, last) :][: counted(n) + 1])
         else:
             if not self._metadata.exists(repository):
                 raise NameUnknown(f"{repository} is not known here", detail={"name": repository.name})
-            found = await self._metadata.tags(repository, n=_count(n) + 1, last=last) if n != 0 else []
-        return _page(found, _count(n))
+            found = await self._metadata.tags(repository, n=counted(n) + 1, last=last) if n != 0 else []
+        return page_of(found, counted(n))
 
     async def repositories(self, *, n: int | None, last: str) -> Page[str]:
         """Return a page of repository names in ASCII order; an upstream's begin with its name."""
-        count = _count(n)
+        count = counted(n)
         found = await self._metadata.repositories(n=count + 1, last=last) if count else []
         if self._packages is not None and count:
             every: Sequence[str] = self._packages.names()
             others = every[bisect_right(every, last) :][: count + 1]
             found = list(dict.fromkeys(heapq.merge(found, others)))
-        return _page(found, count)
+        return page_of(found, count)
 
     async def referrers(
         self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int | None, last: str
@@ -77,7 +82,7 @@ class ListService:
         What clients of registries without this API listed under a tag is among them. None is an answer as well:
         the page is empty, also of a repository that is not here.
         """
-        count = min(_count(n), MOST_REFERRERS)
+        count = counted_referrers(n)
         others = await self._listed(repository, subject, artifact_type, count + 1, last)
         if self._packages is not None and self._packages.owns(repository.name):
             pushed = []
@@ -91,15 +96,15 @@ class ListService:
         }
         merged |= {str(descriptor.digest): descriptor for descriptor in pushed}
         found = [merged[digest] for digest in sorted(merged)]
-        return _page(found, min(count, _fitting(found)))
+        return page_of(found, min(count, fitting(found)))
 
     async def history(self, repository: Repository, tag: Tag, *, n: int | None, before: int | None) -> Page[TagMove]:
         """Return a page of a tag's moves, the newest first. Raises: ManifestUnknown (404) when it never was one."""
-        count = _count(n)
+        count = counted(n)
         found = await self._metadata.history(repository, tag, n=count + 1, before=before) if count else []
         if not found and before is None and count:
             raise ManifestUnknown(f"{repository} never had a tag {tag}", detail={"tag": tag})
-        return _page(found, count)
+        return page_of(found, count)
 
     async def _pushed(
         self, repository: Repository, subject: Digest, artifact_type: str | None, count: int, last: str
@@ -171,7 +176,7 @@ def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
     return found
 
 
-def _fitting(descriptors: Sequence[Descriptor]) -> int:
+def fitting(descriptors: Sequence[Descriptor]) -> int:
     """Return how many descriptors one page can hold; of one that is too large alone, that one."""
     room = MOST_BYTES
     for at, descriptor in enumerate(descriptors):
@@ -186,9 +191,16 @@ def _length(descriptor: Descriptor) -> int:
     return len(json.dumps(descriptor_json(descriptor))) + 2
 
 
-def _count(n: int | None) -> int:
+def counted(n: int | None) -> int:
+    """Return how many entries a page has at most. n: as many as were asked for, None when nobody said."""
     return MOST if n is None else min(n, MOST)
 
 
-def _page(found: Sequence[T], count: int) -> Page[T]:
+def counted_referrers(n: int | None) -> int:
+    """Return how many referrers a page has at most. n: as in ``counted``."""
+    return min(counted(n), MOST_REFERRERS)
+
+
+def page_of(found: Sequence[T], count: int) -> Page[T]:
+    """Return the first entries as a page. found: one more than ``count`` when there are others after them."""
     return Page(found[:count], len(found) > count)

@@ -10,6 +10,7 @@ all processes, and none waits for what another's upstream does.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from mirror.oci.errors import (
     BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
-    NameUnknown,
     RegistryError,
     StorageFailed,
+    Unknown,
     UpstreamError,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -33,12 +34,13 @@ from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, parse_ma
 from mirror.oci.names import Digest, Reference, Repository, Tag, digest_of
 from mirror.packages.base import Packages
 from mirror.registry.blobs import BlobService
+from mirror.registry.errors import from_record, to_record
 from mirror.registry.sharing import HEADERS_WITHIN, Shared, wait_for_lease
-from mirror.registry.tags import TagAnswer, TagResolver
-from mirror.store.base import BlobStore, Leases
+from mirror.registry.tags import SHARE, TagAnswer, TagResolver
+from mirror.store.base import BlobStore, Leases, Memo
 from mirror.store.reading import read_at
 from mirror.store.threads import in_thread
-from mirror.upstream.base import FetchedManifest, Resolved, TagPage, Upstream
+from mirror.upstream.base import FetchedManifest, Resolved, Upstream
 
 log = logging.getLogger("mirror.manifests")
 
@@ -70,7 +72,7 @@ class ManifestAnswer:
 
 
 class ManifestService:
-    """Manifests and tag lists of every repository, local and pulled through."""
+    """Manifests of every repository, local and pulled through."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class ManifestService:
         store: BlobStore,
         leases: Leases,
         metadata: MetadataStore,
+        memo: Memo,
         blobs: BlobService,
         tags: TagResolver,
         upstreams: Mapping[str, Upstream],
@@ -87,6 +90,7 @@ class ManifestService:
         self._store = store
         self._leases = leases
         self._metadata = metadata
+        self._memo = memo
         self._blobs = blobs
         self._tags = tags
         self._upstreams = upstreams
@@ -117,18 +121,6 @@ class ManifestService:
                 f"upstream {repository.source} did not give {repository.name} {target} within {HEADERS_WITHIN:.0f} s"
             )
             raise UpstreamTimeout(message, upstream=repository.source or "") from None
-
-    async def tags(self, repository: Repository, *, n: int | None, last: str | None) -> TagPage:
-        """Return one page of an upstream repository's tags, as the upstream lists them (end-8a, end-8b).
-
-        Raises: NameUnknown (404 NAME_UNKNOWN); UpstreamError.
-        """
-        upstream = self._upstreams.get(repository.source or "")
-        if upstream is None:
-            raise NameUnknown(f"{repository} is not known here", detail={"name": repository.name})
-        return await self._shared.once(
-            ("tags", repository, n, last), lambda: upstream.tags(repository.name, n=n, last=last)
-        )
 
     async def close(self) -> None:
         await self._shared.close()
@@ -179,7 +171,7 @@ class ManifestService:
                 log.error("%s", error.message)
                 await self._tags.revert(record, error)
         except UpstreamError as failure:
-            error = failure
+            error = _of_tag(record, failure)
             if whole:
                 await self._tags.revert(record, error)
         else:
@@ -289,7 +281,10 @@ class ManifestService:
         """Get a manifest the repository has not shown a right to, or that is not here."""
         upstream = self._upstream(repository, str(digest))
         key = f"manifest {repository.key}@{digest}"
-        lease = await wait_for_lease(self._leases, key, lambda: self._settled(repository, digest))
+        lease = self._leases.try_acquire(key)
+        waited = lease is None
+        if lease is None:
+            lease = await wait_for_lease(self._leases, key, lambda: self._settled(repository, digest))
         try:
             manifest = await self._local(digest)
             if manifest is not None:
@@ -299,7 +294,15 @@ class ManifestService:
                 if right:
                     self._confirm_children(repository, manifest)
                     return manifest
-            return await self._keep(repository, digest, await upstream.manifest(repository.name, digest))
+            if waited and (known := await self._memo.recall(f"trouble with {key}")) is not None:
+                raise from_record(json.loads(known))  # another process asked meanwhile: its bad answer is ours as well
+            try:
+                # What is here, though perhaps not for this repository, is for its upstream itself to give.
+                fetched = await upstream.manifest(repository.name, digest, confirming=manifest is not None)
+                return await self._keep(repository, digest, fetched)
+            except (Unknown, UpstreamError) as error:
+                await self._memo.remember(f"trouble with {key}", json.dumps(to_record(error)), SHARE)
+                raise
         finally:
             if lease is not None:
                 lease.release()
@@ -317,13 +320,15 @@ class ManifestService:
 
         An answer that does not name the digest proves nothing: a login page is 200 as well. A GET then shows it.
         """
-        found = await self._resolve(upstream, repository, digest)
+        found = await self._resolve(upstream, repository, digest, confirming=True)
         return found is not None and found.digest == digest
 
-    async def _resolve(self, upstream: Upstream, repository: Repository, digest: Digest) -> Resolved | None:
+    async def _resolve(
+        self, upstream: Upstream, repository: Repository, digest: Digest, *, confirming: bool = False
+    ) -> Resolved | None:
         """Ask for a manifest by HEAD; None when the answer makes no sense: some upstreams say 405."""
         try:
-            found = await upstream.resolve(repository.name, digest)
+            found = await upstream.resolve(repository.name, digest, confirming=confirming)
         except UpstreamInvalid as error:
             log.info("%s; asking by GET", error.message)
             return None
@@ -412,8 +417,8 @@ class ManifestService:
     async def _complete(self, repository: Repository, digest: Digest, seen: set[Digest] | None = None) -> bool:
         """Say whether a client that gets this manifest can get an image from what is here.
 
-        An image: all its blobs that registries distribute. An index: at least one of its images. seen: manifests
-        looked at before on the way, so that indexes which name each other many times cost no more than once.
+        An image: all that it needs. An index: at least one of its images. seen: manifests looked at before on the
+        way, so that indexes which name each other many times cost no more than once.
         """
         seen = set() if seen is None else seen
         if (
@@ -433,8 +438,8 @@ class ManifestService:
                     return True
             return False
         return all(
-            blob.foreign or (self._blobs.present(blob.digest) and self._metadata.may_read(repository, blob.digest))
-            for blob in manifest.blobs
+            self._blobs.present(blob.digest) and self._metadata.may_read(repository, blob.digest)
+            for blob in manifest.needed
         )
 
     def _upstream(self, repository: Repository, what: str | Tag) -> Upstream:
@@ -463,6 +468,13 @@ def _read_now(raw: bytes, content_type: str | None, digest: Digest, parse: Parse
     if actual != digest:
         raise _WrongDigest(f"its {len(raw)} bytes are those of {actual}")
     return parse(raw, content_type=content_type, digest=digest)
+
+
+def _of_tag(record: TagRecord, error: UpstreamError) -> UpstreamError:
+    """Return a failure that names the tag, as the client did, and not what was asked for on its behalf."""
+    name = record.repository.name
+    message = error.message.replace(f"{name}@{record.digest}", f"{name}:{record.tag}")
+    return type(error)(message, upstream=error.upstream, retry_after=error.retry_after, brief=error.brief)
 
 
 def _broken_promise(record: TagRecord, error: RegistryError) -> UpstreamInvalid:

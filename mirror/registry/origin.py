@@ -25,3 +25,7 @@ class Origin:
 
     def open(self, offset: int, window: ByteRange | None = None) -> AbstractAsyncContextManager[BlobSource]:
         return self.upstream.blob(self.repository.name, self.digest, offset=offset, window=window)
+
+    def distrust(self) -> bool:
+        """Take note that the bytes it gave are wrong. Returns whether it has somebody else to ask: a mirror did it."""
+        return self.upstream.distrust(self.digest)

@@ -31,6 +31,7 @@ from mirror.oci.errors import (
     UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
+    UpstreamOffline,
     UpstreamRateLimited,
     UpstreamTimeout,
 )
@@ -147,7 +148,7 @@ class TagResolver:
                 previous=None,
                 # The upstream was last asked then, and from then on this was not its answer.
                 fresh_until=current.checked_at,
-                retry_at=self._clock() + _pause(error),
+                retry_at=self._clock() + pause_after(error),
                 trouble=json.dumps(to_record(error)),
             )
 
@@ -201,9 +202,10 @@ class TagResolver:
             # A client that got the manifest could not get its blobs.
             kind = UpstreamRateLimited if isinstance(trouble, UpstreamRateLimited) else UpstreamFailed
             raise kind(
-                f"not all of {repository.name}:{tag} is kept, and its upstream cannot be asked: {trouble.message}",
+                f"not all of {repository.name}:{tag} is kept, and its upstream cannot be asked: {trouble.brief}",
                 upstream=upstream.name,
                 retry_after=trouble.retry_after,
+                brief=trouble.brief,
             ) from trouble
         raise trouble
 
@@ -223,6 +225,8 @@ class TagResolver:
     async def _check_once(self, upstream: Upstream, repository: Repository, tag: Tag) -> TagRecord:
         """Ask the upstream, once for all processes: they wait for the lease, then read the record again."""
         before = self._metadata.tag(repository, tag)
+        if before is not None and self._clock() < before.fresh_until:
+            return before  # another process did it since our caller looked
 
         def answered() -> TagRecord | None:
             record = self._metadata.tag(repository, tag)
@@ -249,10 +253,12 @@ class TagResolver:
             except Unknown as error:
                 await self._not_found(upstream, repository, tag, before, error)
                 raise
+            except UpstreamOffline:
+                raise  # to find that out again costs nothing
             except UpstreamError as error:
                 if before is not None:
-                    log.warning("%s:%s cannot be checked: %s", repository, tag, error.message)
-                    await self._note(before, error, _pause(error))
+                    log.warning("%s:%s cannot be checked: %s", repository, tag, error.brief)
+                    await self._note(before, error, pause_after(error))
                 else:
                     await self._memo.remember(f"trouble {repository.key}:{tag}", json.dumps(to_record(error)), SHARE)
                 raise
@@ -263,6 +269,11 @@ class TagResolver:
     async def _ask(self, upstream: Upstream, repository: Repository, tag: Tag, before: TagRecord | None) -> TagRecord:
         """Ask what a tag points at, by HEAD where the upstream can do that; note and return it."""
         head = await self._head(upstream, repository, tag)
+        if before is not None and (saving := upstream.saving()) is not None:
+            # A GET would be spent on what can be answered as it was: HEADs cost nothing.
+            moved = head is None or head.digest is None or not self._metadata.may_read(repository, head.digest)
+            if moved and await self._kept(before) is not None:
+                raise saving
         if head is not None and head.digest is not None:
             digest, media_type, size = head.digest, head.media_type, head.size
             if self._metadata.may_read(repository, digest):
@@ -338,15 +349,17 @@ def _lease_key(repository: Repository, tag: Tag) -> str:
     return f"tag {repository.key}:{tag}"
 
 
-def _pause(error: RegistryError) -> float:
-    """Return the seconds without a new check after this error."""
+def pause_after(error: RegistryError) -> float:
+    """Return the seconds without a new check of what is kept after this error."""
     asked = error.retry_after if isinstance(error, UpstreamError) else None
     return max(RETRY_AFTER, min(asked or 0.0, LONGEST_RETRY))
 
 
 def _stale_answer(record: TagRecord, trouble: RegistryError) -> TagAnswer:
-    return TagAnswer(record=record, hit=True, warning=f"stale since {_when(record.fresh_until)}: {trouble.message}")
+    said = trouble.brief if isinstance(trouble, UpstreamError) else trouble.message
+    return TagAnswer(record=record, hit=True, warning=f"stale since {moment(record.fresh_until)}: {said}")
 
 
-def _when(seconds: float) -> str:
+def moment(seconds: float) -> str:
+    """Return Unix seconds as a date and time."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -17,10 +17,18 @@ from mirror.worker import StartupError
 _PATIENCE = 5.0  # seconds the last workers of a parent that is gone are given to end
 
 
+class RootInUse(StartupError):
+    """Another process owns the root. holder: in words, ``pid 123 (mirror serve)``."""
+
+    def __init__(self, message: str, *, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 def take_root(root: Path) -> int:
     """Make the root if need be, own it, and return the descriptor that holds the lock.
 
-    Raises: StartupError when it cannot be made or written, or another service owns it.
+    Raises: StartupError when it cannot be made or written; RootInUse when another process owns it.
     """
     path = root / "owner.lock"
     try:
@@ -37,9 +45,10 @@ def take_root(root: Path) -> int:
         if (holder is None or neighbours.alive(holder)) or time.monotonic() >= deadline:
             os.close(fd)
             who = neighbours.describe(holder) if holder else "another process"
-            raise StartupError(
+            raise RootInUse(
                 f"the folder {root} is in use by another mirror, {who}; stop it, or choose another folder with "
-                "--root or storage.root"
+                "--root or storage.root",
+                holder=who,
             )
         time.sleep(0.02)
     try:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from ssl import SSLContext
 from types import FrameType
@@ -27,6 +28,7 @@ from mirror.server.cpus import worker_count
 from mirror.server.owner import take_root
 from mirror.server.slots import LONGEST_PAUSE, Slot, Worker
 from mirror.server.sockets import Reservation, reserve, tls_context
+from mirror.upstream.advice import warnings
 from mirror.worker import StartupError
 
 HANG_LIMIT = 10.0
@@ -200,7 +202,8 @@ class _Supervisor:
             url = reservation.url("https" if self._tls else "http")
             log.info("listening on %s", url, extra={"fields": fields})
         config = self._config
-        for line in advice(config.access, config.upstreams, config.listen, tls=config.tls is not None):
+        lines = advice(config.access, config.upstreams, config.listen, tls=config.tls is not None)
+        for line in chain(lines, *(warnings(name, upstream) for name, upstream in config.upstreams.items())):
             log.warning("%s", line)
 
     # ---- waiting and minding ----

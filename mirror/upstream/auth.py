@@ -1,30 +1,32 @@
-"""How we say who we are to an upstream: challenge → token or Basic, with the password only where it may go.
+"""How we say who we are to an upstream: challenge → token or Basic, with a login only where it may go.
 
-A token is fetched once for all who wait for it, kept for 80 % of its life, and dropped when it is refused.
-Sources: distribution "Token Authentication Specification"; RFC 6750; RFC 7617.
+A token is fetched once for all who wait for it, kept for 80 % of its life, and dropped when it is refused; one that
+is kept is used even if the account has changed since. A login that is refused is read anew, and tried again if it
+is another one.
+Sources: distribution "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749; RFC 6750;
+RFC 7617.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
-from mirror import config
 from mirror.oci.errors import UpstreamError, UpstreamRateLimited, UpstreamTokenFailed
 from mirror.oci.names import RepositoryName
 from mirror.upstream.challenge import Challenge, choose, parse_challenges
+from mirror.upstream.credentials import Account
 from mirror.upstream.guard import realm_allowed
+from mirror.upstream.logins import USABLE, IdentityToken, Login, LoginFailed, Password, RegistryToken
 from mirror.upstream.report import FAILURES, Reporter, cause_of, retry_after
 
 DEFAULT_LIFETIME = 60.0
@@ -36,7 +38,8 @@ MOST_TOKENS = 4096
 TOKEN_LIMIT = 256 * 1024
 """Longest answer of a token endpoint, in bytes."""
 
-_USABLE = re.compile(r"[\x21-\x7e]+")
+CLIENT_ID = "oci-mirror"
+"""Who asks, in the form that goes with an identity token; realms want one and believe it."""
 
 
 class Refused(Exception):
@@ -60,87 +63,55 @@ class Authorization:
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What a token is for. user: whose credentials it is got with, None for nobody's."""
+    """What a token is for."""
 
     realm: str
     service: str
     scope: str
-    user: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Token:
-    """A token. lifetime: seconds from when it was given."""
+    """A token. lifetime: seconds from when it was given. anonymous: no login was given for it."""
 
     key: TokenKey
     value: str = field(repr=False)
     lifetime: float
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A user and a password as read."""
-
-    username: str
-    password: str = field(repr=False)
-
-    @property
-    def basic(self) -> str:
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
+    anonymous: bool
 
 
 class Sender(Protocol):
-    """Send a GET to wherever the upstream said, by the rules for such places; give its answer."""
+    """Send a GET, or a POST of a form, to wherever the upstream said, by the rules for such places."""
 
     def __call__(
-        self, url: URL, *, authorization: str | None
+        self, url: URL, *, authorization: str | None, form: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]: ...
 
 
-class PasswordFile:
-    """The configured credentials, read when needed and again when the file changes."""
-
-    def __init__(self, credentials: config.Credentials) -> None:
-        self._credentials = credentials
-        self._seen: tuple[int, int, int] | None = None
-        self._login: Login | None = None
-
-    async def login(self) -> Login:
-        """Return user and password. Raises: OSError or ValueError."""
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> Login:
-        path = self._credentials.password_file
-        assert path is not None
-        found = path.stat()
-        seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if self._login is None or seen != self._seen:
-            password = path.read_text(encoding="utf-8").rstrip("\r\n")
-            self._login, self._seen = Login(self._credentials.username or "", password), seen
-        return self._login
-
-
 class Authenticator:
-    """Everything about one upstream's challenges and tokens. Used on one event loop."""
+    """Everything about the challenges and tokens of one account at one registry. Used on one event loop."""
 
     def __init__(
         self,
-        settings: config.Upstream,
         *,
         url: URL,
+        realms: Sequence[str],
+        account: Account | None,
         send: Sender,
         report: Reporter,
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """url: of the registry. timeout: seconds a token may take. clock: seconds, for the age of tokens."""
+        """url: of the registry. realms: further hosts that may be given the login. account: None for nobody's.
+
+        timeout: seconds a token may take. clock: seconds, for the age of tokens.
+        """
         self._url = url
         self._host = url.host or ""
-        self._realms: Sequence[str] = settings.realms
-        account = settings.credentials[0] if settings.credentials else None
-        self._user = account.username if account else None
-        self._password = PasswordFile(account) if account else None
+        self._realms = realms
+        self._account = account
+        self._login: Login | None = None
+        self._read = False
         self._send = send
         self._report = report
         self._timeout = timeout
@@ -148,12 +119,27 @@ class Authenticator:
         self._tokens: TLRUCache[TokenKey, Token] = TLRUCache(
             MOST_TOKENS, ttu=lambda _key, token, now: now + token.lifetime * KEPT_PART, timer=clock
         )
-        self._flights: dict[TokenKey, asyncio.Task[Token]] = {}
+        self._flights: dict[TokenKey, asyncio.Task[Authorization]] = {}
 
     @property
     def user(self) -> str | None:
-        """The configured user's name."""
-        return self._user
+        """What to call the account: its user's name if that is known; None when we are nobody here."""
+        if self._account is None or (self._read and self._login is None):
+            return None
+        return self._login.username if isinstance(self._login, Password) else self._account.label
+
+    @property
+    def setting(self) -> str:
+        """The setting to check when the account is refused."""
+        return self._account.setting if self._account else "credentials"
+
+    async def identify(self) -> None:
+        """Find out whether the account has a login here, so that ``user`` says so.
+
+        Raises: UpstreamTokenFailed.
+        """
+        if not self._read:
+            await self._current()
 
     async def known(self, repository: RepositoryName) -> Authorization:
         """Return what the last challenge of this upstream asks for, so that no request has to be refused first."""
@@ -169,34 +155,69 @@ class Authenticator:
         headers: its ``WWW-Authenticate`` lines. used: what went with the refused request.
         Raises: Refused, UpstreamTokenFailed, UpstreamRateLimited, UpstreamTimeout.
         """
-        if used.token is not None and self._tokens.get(used.token.key) is used.token:
-            del self._tokens[used.token.key]
+        if used.token is not None:
+            if self._tokens.get(used.token.key) is used.token:
+                del self._tokens[used.token.key]
+            if used.anonymous and self._account is not None:
+                self._account.refused()  # nobody's token: it may have a login by now
         challenge = choose(parse_challenges(headers))
         if challenge is None:
+            await self.identify()
             return None
         self._challenge = challenge
         answer = await self._answer(challenge, repository)
-        # Basic with the very same password again would be refused again.
+        if answer.token is None and answer.header == used.header:
+            return await self._renewed(challenge, repository, used)
+        return answer if answer.header is not None and answer.header != used.header else None
+
+    async def denied(self, repository: RepositoryName, *, used: Authorization) -> Authorization | None:
+        """Return what a 403 may be answered with, as some say it of a login that has expired; None for nothing.
+
+        used: what went with the refused request. Raises: what ``challenged`` does.
+        """
+        if self._challenge is None or used.header is None or used.token is not None:
+            await self.identify()
+            return None
+        return await self._renewed(self._challenge, repository, used)
+
+    async def _renewed(
+        self, challenge: Challenge, repository: RepositoryName, used: Authorization
+    ) -> Authorization | None:
+        """Return an answer with a login that is not the one used; None when there is no other."""
+        if self._account is None:
+            return None
+        self._account.refused()
+        answer = await self._answer(challenge, repository)
         return answer if answer.header is not None and answer.header != used.header else None
 
     async def _answer(self, challenge: Challenge, repository: RepositoryName) -> Authorization:
         if challenge.scheme == "basic":
-            if self._password is None:
-                return Authorization()
-            return Authorization((await self._login(self._password)).basic, anonymous=False)
+            # It goes to the registry itself. The other kinds of login are nothing it could take.
+            login = await self._current()
+            return Authorization(login.basic, anonymous=False) if isinstance(login, Password) else Authorization()
         try:
-            token = await self._token(challenge, repository)
+            return await self._bearer(challenge, repository)
         except (Refused, UpstreamError):
             self._challenge = None  # it leads nowhere now: the registry may name another realm next time
             raise
-        return Authorization(f"Bearer {token.value}", anonymous=token.key.user is None, token=token)
 
-    async def _token(self, challenge: Challenge, repository: RepositoryName) -> Token:
+    async def _current(self) -> Login | None:
+        """Return what the account holds now."""
+        if self._account is None:
+            return None
+        try:
+            self._login = await self._account.login()
+        except LoginFailed as failed:
+            raise self._report.error(UpstreamTokenFailed, failed.message, host=self._host) from failed
+        self._read = True
+        return self._login
+
+    async def _bearer(self, challenge: Challenge, repository: RepositoryName) -> Authorization:
         # Our own scope: ghcr.io's challenge of /v2/ holds a placeholder, and some ask for more than a pull needs.
-        key = TokenKey(challenge.realm, challenge.service, f"repository:{repository}:pull", self._user)
+        key = TokenKey(challenge.realm, challenge.service, f"repository:{repository}:pull")
         token = self._tokens.get(key)
         if token is not None:
-            return token
+            return _bearing(token)
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.create_task(self._fetch(key), name=f"token {self._report.upstream} {repository}")
@@ -205,42 +226,56 @@ class Authenticator:
         # Shielded: who leaves must not take the token away from those who stay.
         return await asyncio.shield(flight)
 
-    def _landed(self, key: TokenKey, flight: asyncio.Task[Token]) -> None:
+    def _landed(self, key: TokenKey, flight: asyncio.Task[Authorization]) -> None:
         self._flights.pop(key, None)
         if not flight.cancelled():
             flight.exception()  # seen, even if everybody has left
 
-    async def _fetch(self, key: TokenKey) -> Token:
+    async def _fetch(self, key: TokenKey) -> Authorization:
+        login = await self._current()
+        try:
+            return await self._exchange(key, login)
+        except Refused:
+            if self._account is None:
+                raise
+            self._account.refused()
+            renewed = await self._current()
+            if renewed == login:
+                raise
+            return await self._exchange(key, renewed)
+
+    async def _exchange(self, key: TokenKey, login: Login | None) -> Authorization:
+        """Turn a login into a token; a ready token is one."""
+        if isinstance(login, RegistryToken):
+            return Authorization(f"Bearer {login.value}", anonymous=False)
         realm = self._realm(key)
         host = realm.host or ""
-        header = None
-        if self._password is not None:
-            # In a thread: the first question loads the list of public suffixes.
-            if not await asyncio.to_thread(realm_allowed, self._url, realm, self._realms):
-                raise self._report.error(
-                    UpstreamTokenFailed,
-                    f"its token realm {host[:120]!r} may not be given the credentials of user {self._user!r}; if it "
-                    "should be, list it in realms of this upstream",
-                    host=self._host,
-                )
-            header = (await self._login(self._password)).basic
-        query = {"service": key.service} if key.service else {}
-        url = realm.extend_query({**query, "scope": key.scope})
-        self._report.metrics.token(self._report.upstream)
+        # In a thread: the first question loads the list of public suffixes.
+        if login is not None and not await asyncio.to_thread(realm_allowed, self._url, realm, self._realms):
+            raise self._report.error(
+                UpstreamTokenFailed,
+                f"its token realm {realm.host_port_subcomponent!r:.120} may not be given the credentials of "
+                f"{self.user!r}; if it should be, list it in realms of this upstream",
+                host=self._host,
+            )
+        asked = {"service": key.service} if key.service else {}
+        asked["scope"] = key.scope
         what = f"no token from {host} for {key.scope}"
+        self._report.metrics.token(self._report.label or self._report.upstream)
         try:
-            async with asyncio.timeout(self._timeout), self._send(url, authorization=header) as response:
+            async with asyncio.timeout(self._timeout), self._ask(realm, asked, login) as response:
                 status = response.status
                 wait = retry_after(response.headers.get("Retry-After"))
-                raw = await _read(response) if status == 200 else b""
+                raw = await _whole(response) if status in (200, 400) else b""
         except TimeoutError as error:
             raise self._report.translated(error, what, host=host) from error
         except FAILURES as error:
             raise self._report.error(
                 UpstreamTokenFailed, f"{what}: {cause_of(error)}", host=host, cause=error
             ) from error
-        if status in (401, 403):
-            raise Refused(host=host, status=status, with_credentials=header is not None)
+        by_form = isinstance(login, IdentityToken)
+        if status in (401, 403) or (by_form and status == 400 and _parsed(raw).get("error") == "invalid_grant"):
+            raise Refused(host=host, status=status, with_credentials=login is not None)
         if status == 429:
             raise self._report.error(
                 UpstreamRateLimited,
@@ -250,16 +285,33 @@ class Authenticator:
                 retry_after=wait,
             )
         if status != 200:
+            advice = "try again later"
+            if by_form and status in (400, 404, 405):
+                advice = f"it may take no identity tokens; give a user and a password in {self.setting}"
             raise self._report.error(
-                UpstreamTokenFailed, f"{what}: it answered {status}; try again later", host=host, status=status
+                UpstreamTokenFailed, f"{what}: it answered {status}; {advice}", host=host, status=status
             )
-        token = _parse_token(raw, key)
+        token = _parse_token(raw, key, anonymous=login is None)
         if token is None:
             raise self._report.error(
                 UpstreamTokenFailed, f"{what}: its answer holds no token; check the url", host=host, status=status
             )
         self._tokens[key] = token
-        return token
+        return _bearing(token)
+
+    def _ask(
+        self, realm: URL, asked: Mapping[str, str], login: IdentityToken | Password | None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        match login:
+            case IdentityToken():
+                grant = {"grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": login.value}
+                return self._send(realm, authorization=None, form={**asked, **grant})
+            case Password():
+                return self._send(realm.extend_query(asked), authorization=login.basic)
+            case None:
+                return self._send(realm.extend_query(asked), authorization=None)
+            case _:
+                assert_never(login)
 
     def _realm(self, key: TokenKey) -> URL:
         try:
@@ -273,26 +325,21 @@ class Authenticator:
             )
         return realm.with_fragment(None)
 
-    async def _login(self, password: PasswordFile) -> Login:
-        try:
-            return await password.login()
-        except (OSError, ValueError) as error:
-            raise self._report.error(
-                UpstreamTokenFailed,
-                f"the password of user {self._user!r} cannot be read: check credentials.password_file",
-                host=self._host,
-                cause=error,
-            ) from error
-
     async def close(self) -> None:
-        """End the fetches under way."""
+        """End the fetches under way, and what the account does."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
+        if self._account is not None:
+            await self._account.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+def _bearing(token: Token) -> Authorization:
+    return Authorization(f"Bearer {token.value}", anonymous=token.anonymous, token=token)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
     raw = bytearray()
     async for chunk in response.content.iter_any():
         raw += chunk
@@ -301,17 +348,20 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(raw)
 
 
-def _parse_token(raw: bytes, key: TokenKey) -> Token | None:
+def _parsed(raw: bytes) -> Mapping[str, Any]:
     try:
         body: Any = json.loads(raw)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(body, dict):
-        return None
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _parse_token(raw: bytes, key: TokenKey, *, anonymous: bool) -> Token | None:
+    body = _parsed(raw)
     value = body.get("token") or body.get("access_token")
-    if not isinstance(value, str) or not _USABLE.fullmatch(value):
+    if not isinstance(value, str) or not USABLE.fullmatch(value):
         return None
     lifetime = body.get("expires_in")
     if not isinstance(lifetime, (int, float)) or isinstance(lifetime, bool) or not lifetime >= 0:
         lifetime = DEFAULT_LIFETIME
-    return Token(key, value, min(float(lifetime), LONGEST_LIFETIME))
+    return Token(key, value, min(float(lifetime), LONGEST_LIFETIME), anonymous)

@@ -81,8 +81,10 @@ class Upstream(Protocol):
         """Ask for a manifest by HEAD (end-3). confirming: a right depends on it, so the upstream itself is asked."""
         ...
 
-    async def manifest(self, repository: RepositoryName, target: Tag | Digest) -> FetchedManifest:
-        """Get a manifest (end-3). Raises UpstreamInvalid when it is over the limit."""
+    async def manifest(
+        self, repository: RepositoryName, target: Tag | Digest, *, confirming: bool = False
+    ) -> FetchedManifest:
+        """Get a manifest (end-3). confirming: as in ``resolve``. Raises UpstreamInvalid when it is over the limit."""
         ...
 
     async def stat_blob(self, repository: RepositoryName, digest: Digest, *, confirming: bool = False) -> Resolved:
@@ -106,12 +108,17 @@ class Upstream(Protocol):
     async def referrers(self, repository: RepositoryName, subject: Digest) -> tuple[Descriptor, ...] | None:
         """Get every manifest that has a subject (end-12a): all pages, unfiltered.
 
-        None when the upstream does not know this API (404): its clients then list them under a tag.
+        Malformed descriptors are left out. None when the upstream does not know this API (404): its clients then
+        list them under a tag. Raises UpstreamInvalid when the answer is no index, or is over the limits.
         """
         ...
 
     def saving(self) -> UpstreamError | None:
         """Say why requests that count against a quota should not be spent on what can be answered stale."""
+        ...
+
+    def distrust(self, digest: Digest) -> bool:
+        """Take note that the bytes it gave for a blob are wrong. Returns whether it has somebody else to ask."""
         ...
 
     async def close(self) -> None:
@@ -126,7 +133,7 @@ class Numbers(Protocol):
     """
 
     def read(self, key: str) -> Sequence[float]:
-        """Return the numbers of a key, ``NUMBERS`` of them. Costs about a microsecond; never blocks."""
+        """Return the numbers of a key, ``NUMBERS`` of them. Costs some microseconds; never blocks."""
         ...
 
     async def update(self, key: str, change: Callable[[list[float]], T]) -> T:

@@ -1,19 +1,19 @@
 """One upstream registry: what it has, asked over HTTP, and what its answers mean.
 
-The meanings are one table, ``_expect``: 404 is an answer, everything else that is not the content is a failure
-of the upstream; and 401 or 403 mean "not there" to us if we have no credentials, "denied" if we have.
+The meanings are in one place, ``_limited`` and ``_expect``: 404 is an answer, everything else that is not the content
+is a failure of the upstream; and 401 or 403 mean "not there" to us if we have no credentials, "denied" if we have.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
+import logging
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlencode, urlsplit
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -26,35 +26,55 @@ from mirror.oci.errors import (
     NameUnknown,
     RegistryError,
     Unknown,
+    UpstreamBusy,
     UpstreamDenied,
     UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamRateLimited,
+    UpstreamResting,
 )
-from mirror.oci.manifest import ACCEPT, Descriptor, media_type_of
+from mirror.oci.manifest import ACCEPT, OCI_INDEX, Descriptor, media_type_of
 from mirror.oci.names import Digest, RepositoryName, Tag, try_digest
 from mirror.oci.ranges import ByteRange, parse_content_range
-from mirror.upstream.auth import Authenticator, Authorization, Refused
-from mirror.upstream.base import FetchedManifest, Resolved, TagPage
-from mirror.upstream.guard import same_origin
+from mirror.upstream import via
+from mirror.upstream.asking import Answer, Asker, Caller, Question, Rejected, released, time_for
+from mirror.upstream.auth import Authenticator
+from mirror.upstream.base import FetchedManifest, Numbers, Resolved, TagPage
+from mirror.upstream.body import Body
+from mirror.upstream.breaker import Breaker, BreakerOpen, Phase
+from mirror.upstream.credentials import Account, account_of
+from mirror.upstream.listing import (
+    LIST_LIMIT,
+    NO_REFERRERS,
+    PARSED_INLINE,
+    REFERRERS_LIMIT,
+    REFERRERS_PAGES,
+    next_page,
+    next_query,
+    parse_referrers,
+    parse_tags,
+)
+from mirror.upstream.numbers import LocalNumbers
+from mirror.upstream.pacing import Connections, Pace, Rate, TryAcquire
+from mirror.upstream.quota import Exported, Quota
 from mirror.upstream.report import FAILURES, NoMetrics, Reporter, UpstreamMetrics, retry_after
-from mirror.upstream.transport import Timeouts, Transport
+from mirror.upstream.transport import Timeouts, Transport, place_of
 
-E = TypeVar("E", bound=RegistryError)
+log = logging.getLogger("mirror.upstream")
 
-LIST_LIMIT = 8 * 1024 * 1024
-"""Longest page of tags, in bytes."""
+BUSY_FOR = 10
+"""Seconds after which a client may ask again when every connection we may have is in use."""
 
-PARSED_INLINE = 64 * 1024
-"""Longest JSON parsed on the event loop, in bytes."""
-
-_LINK = re.compile(r"<([^<>]*)>\s*((?:;\s*[^;,]+)*)")
-_NEXT = re.compile(r";\s*rel\s*=\s*\"?next\"?\s*(?:;|\Z)", re.IGNORECASE)
+PROBE_LASTS = 1.5
+"""Times the time for headers after which a probe nobody heard of any more is made anew: a busy worker may be late."""
 
 
 class RegistryClient:
-    """An ``Upstream`` (see ``base``) over HTTP. Used on one event loop, which need not run when it is made."""
+    """One registry over HTTP: the upstream itself, or a mirror of it. Used on one event loop, which need not run yet.
+
+    An ``Upstream`` (see ``base``); ``chain.Chain`` makes one of several.
+    """
 
     def __init__(
         self,
@@ -66,227 +86,370 @@ class RegistryClient:
         metrics: UpstreamMetrics | None = None,
         resolver: AbstractResolver | None = None,
         clock: Callable[[], float] = time.monotonic,
+        proxy: config.Proxy | None = None,
+        numbers: Numbers | None = None,
+        leases: TryAcquire | None = None,
+        mirror_of: str | None = None,
+        send_ns: bool = False,
+        instance: str | None = None,
+        label: str | None = None,
     ) -> None:
-        """name: the one it is configured under. resolver: None for the system's. clock: seconds, ages tokens."""
+        """Prepare; nothing is asked yet.
+
+        name: the one the upstream is configured under. resolver: None for the system's. clock: seconds, ages tokens.
+        proxy: for an upstream that says nothing of one. numbers, leases: what all workers share; None when there is
+        one alone. mirror_of: the upstream this is a mirror of. send_ns: whether requests say the upstream's name.
+        instance: of this service, for ``Via``. label: of the upstream in the counts.
+        """
         self.name = name
         self._base = settings.url.rstrip("/")
         self._url = URL(self._base)
         self._host = self._url.host or ""
         self._limits = limits or config.Limits()
-        self._timeouts = timeouts or Timeouts()
+        self._timeouts = timeouts or Timeouts.of(settings.timeouts)
         self._metrics: UpstreamMetrics = metrics or NoMetrics()
-        self._report = Reporter(name, self._metrics)
-        self._transport = Transport(settings, url=self._url, timeouts=self._timeouts, resolver=resolver)
-        self._auth = Authenticator(
+        self._instance = instance
+        self._settings = settings
+        numbers = numbers or LocalNumbers()
+        place = f"{self._host}:{self._url.port}"
+        counted = label or name
+        self._report = Reporter(
+            upstream=name,
+            metrics=self._metrics,
+            host=self._host,
+            subject=f"the mirror {place} of {name}" if mirror_of else name,
+            label=f"{counted} via {place}" if mirror_of else counted,
+            place=f'upstreams."{counted}"' if "*" in counted else f"upstreams.{counted}",
+        )
+        self._breaker = Breaker(numbers, window=settings.breaker_window, probe=PROBE_LASTS * self._timeouts.headers)
+        self._transport = Transport(
             settings,
             url=self._url,
-            send=self._ask_realm,
-            report=self._report,
-            # a little before its waiters' own limit, so that they can say it was the token
-            timeout=0.9 * self._timeouts.headers,
-            clock=clock,
+            timeouts=self._timeouts,
+            resolver=resolver,
+            proxy=settings.proxy or proxy,
+            breaker=self._breaker,
         )
+        self._asker = Asker(
+            url=self._url,
+            base=self._base,
+            transport=self._transport,
+            report=self._report,
+            metrics=self._metrics,
+            within=0.9 * self._timeouts.headers,
+            retries=settings.retries,
+            floor=settings.quota_floor,
+            query={"ns": name} if send_ns else {},
+            headers=self._own_headers,
+        )
+        given: list[Account | None] = [account_of(one, self._url, clock=clock) for one in settings.credentials]
+        self._asker.callers = [
+            Caller(
+                Authenticator(
+                    url=self._url,
+                    realms=settings.realms,
+                    account=account,
+                    send=self._asker.ask_realm,
+                    report=self._report,
+                    # a little before its waiters' own limit, so that they can say it was the token
+                    timeout=0.9 * self._timeouts.headers,
+                    clock=clock,
+                ),
+                # By its label as well: who takes another's place in the settings has a quota of its own.
+                Quota(numbers, f"{name} {place}", f"{at} {account.label if account else ''}"),
+            )
+            for at, account in enumerate(given or [None])
+        ]
+        self._connections = Connections(leases, f"{name} {place}", settings.connections if leases else None)
+        self._rate = Rate(numbers, f"{name} {place}", settings.rate)
 
     async def resolve(self, repository: RepositoryName, target: Tag | Digest, *, confirming: bool = False) -> Resolved:
         """Ask for a manifest by HEAD (end-3)."""
-        what = _manifest(repository, target)
-        async with self._limited(what, ManifestUnknown):
-            path = f"manifests/{target}"
-            response, used = await self._open("manifest", "HEAD", repository, path, {"Accept": ACCEPT})
-            with _released(response):
-                self._expect(response, used, what, ManifestUnknown, 200)
-                return _resolved(response, used)
+        question = Question(
+            kind="manifest",
+            method="HEAD",
+            repository=repository,
+            path=f"manifests/{target}",
+            of=_manifest(repository, target),
+            headers={"Accept": ACCEPT},
+        )
+        async with self._limited(question, ManifestUnknown) as deadline:
+            answer = await self._asker.ask(question, deadline=deadline)
+            with released(answer.response):
+                self._expect(answer, question, ManifestUnknown, 200)
+                return _resolved(answer)
 
-    async def manifest(self, repository: RepositoryName, target: Tag | Digest) -> FetchedManifest:
+    async def manifest(
+        self, repository: RepositoryName, target: Tag | Digest, *, confirming: bool = False
+    ) -> FetchedManifest:
         """Get a manifest (end-3). Raises UpstreamInvalid when it is over the limit."""
-        what = _manifest(repository, target)
-        async with self._limited(what, ManifestUnknown):
-            path = f"manifests/{target}"
-            response, used = await self._open("manifest", "GET", repository, path, {"Accept": ACCEPT})
-            with _released(response):
-                self._expect(response, used, what, ManifestUnknown, 200)
-                return FetchedManifest(
-                    raw=await self._read(response, what, self._limits.manifest),
-                    content_type=response.headers.get("Content-Type"),
-                    digest=try_digest(response.headers.get("Docker-Content-Digest")),
-                    anonymous=used.anonymous,
-                )
+        question = Question(
+            kind="manifest",
+            method="GET",
+            repository=repository,
+            path=f"manifests/{target}",
+            of=_manifest(repository, target),
+            headers={"Accept": ACCEPT},
+        )
+        async with self._limited(question, ManifestUnknown) as deadline:
+            raw, answer = await self._fetch(question, ManifestUnknown, self._limits.manifest, deadline)
+            return FetchedManifest(
+                raw=raw,
+                content_type=answer.response.headers.get("Content-Type"),
+                digest=try_digest(answer.response.headers.get("Docker-Content-Digest")),
+                anonymous=answer.used.anonymous,
+            )
 
     async def stat_blob(self, repository: RepositoryName, digest: Digest, *, confirming: bool = False) -> Resolved:
         """Ask for a blob by HEAD (end-2)."""
-        what = f"blob {digest} of {repository}"
-        async with self._limited(what, BlobUnknown):
-            response, used = await self._open("blob", "HEAD", repository, f"blobs/{digest}", {})
-            with _released(response):
-                self._expect(response, used, what, BlobUnknown, 200)
-                return _resolved(response, used)
+        question = self._of_blob("HEAD", repository, digest, {})
+        async with self._limited(question, BlobUnknown) as deadline:
+            answer = await self._asker.ask(question, deadline=deadline)
+            with released(answer.response):
+                self._expect(answer, question, BlobUnknown, 200)
+                return _resolved(answer)
 
     @asynccontextmanager
     async def blob(
         self, repository: RepositoryName, digest: Digest, *, offset: int = 0, window: ByteRange | None = None
     ) -> AsyncIterator[Body]:
         """Get a blob (end-2), from ``offset`` on, or just the bytes of ``window``."""
-        what = f"blob {digest} of {repository}"
         headers = {}
         if window is not None:
             headers["Range"] = f"bytes={window.first}-{window.last}"
         elif offset:
             headers["Range"] = f"bytes={offset}-"
-        async with self._limited(what, BlobUnknown):
-            response, used = await self._open("blob", "GET", repository, f"blobs/{digest}", headers)
-            try:
-                self._expect(response, used, what, BlobUnknown, 200, 206)
-                body = self._body(response, used, what, offset=offset, window=window)
-            except BaseException:
-                response.release()
-                raise
-        with _released(response):
+        question = self._of_blob("GET", repository, digest, headers)
+        async with AsyncExitStack() as stack:
+            async with self._limited(question, BlobUnknown, connection=stack) as deadline:
+                answer = await self._asker.ask(question, deadline=deadline)
+                stack.callback(answer.response.release)
+                self._expect(answer, question, BlobUnknown, 200, 206)
+                body = self._body(answer, question.of, offset=offset, window=window)
             yield body
 
     async def tags(self, repository: RepositoryName, *, n: int | None, last: str | None) -> TagPage:
         """Get one page of the repository's tags (end-8a, end-8b)."""
-        what = f"tags of {repository}"
         asked = {key: str(value) for key, value in (("n", n), ("last", last)) if value is not None}
-        path = f"tags/list?{urlencode(asked)}" if asked else "tags/list"
-        async with self._limited(what, NameUnknown):
-            response, used = await self._open("tags", "GET", repository, path, {"Accept": "application/json"})
-            with _released(response):
-                self._expect(response, used, what, NameUnknown, 200)
-                links = response.headers.getall("Link", [])
-                raw = await self._read(response, what, LIST_LIMIT)
+        question = Question(
+            kind="tags",
+            method="GET",
+            repository=repository,
+            path=f"tags/list?{urlencode(asked)}" if asked else "tags/list",
+            of=f"the tags of {repository}",
+            headers={"Accept": "application/json"},
+        )
+        async with self._limited(question, NameUnknown) as deadline:
+            raw, answer = await self._fetch(question, NameUnknown, LIST_LIMIT, deadline)
             if len(raw) > PARSED_INLINE:
-                tags = await asyncio.to_thread(_parse_tags, raw)
+                tags = await asyncio.to_thread(parse_tags, raw)
             else:
-                tags = _parse_tags(raw)
+                tags = parse_tags(raw)
         if tags is None:
-            raise self._invalid(response, f"{what}: the answer is not a list of tags; check the url")
-        next_n, next_last = _next_page(links, tags)
+            raise self._invalid(answer.response, "answered something that is no list", of=question.of)
+        next_n, next_last = next_page(answer.response.headers.getall("Link", []), tags)
         return TagPage(tags=tags, next_n=next_n, next_last=next_last)
 
     async def referrers(self, repository: RepositoryName, subject: Digest) -> tuple[Descriptor, ...] | None:
-        """Get every manifest that has a subject (end-12a)."""
-        return None
+        """Get every manifest that has a subject (end-12a). Descriptors that are malformed are left out.
+
+        Raises UpstreamInvalid when the answer is no index, or its pages do not end.
+        """
+        of = f"the referrers of {repository}@{subject}"
+        found: list[Descriptor] = []
+        room, query, seen = REFERRERS_LIMIT, "", {""}
+        for_page = partial(
+            Question, kind="referrers", method="GET", repository=repository, of=of, headers={"Accept": OCI_INDEX}
+        )
+        async with self._limited(for_page(path=""), NameUnknown) as deadline:
+            for _ in range(REFERRERS_PAGES):
+                page = for_page(path=f"referrers/{subject}?{query}" if query else f"referrers/{subject}")
+                try:
+                    raw, answer = await self._fetch(page, NameUnknown, REFERRERS_LIMIT, deadline, gone=NO_REFERRERS)
+                except (_Gone, Rejected) as error:
+                    if query:
+                        raise self._report.failure(
+                            UpstreamInvalid, "names a page that is not there", of=of, advice="try again"
+                        ) from error
+                    if isinstance(error, _Gone):
+                        return None
+                    raise
+                room -= len(raw)
+                inline = len(raw) <= PARSED_INLINE
+                parsed = parse_referrers(raw) if inline else await asyncio.to_thread(parse_referrers, raw)
+                if parsed is None:
+                    raise self._invalid(answer.response, "answered something that is no index", of=of)
+                listed, dropped = parsed
+                if dropped:
+                    log.warning("%s: %s: %d descriptors are malformed; left out", self.name, of, dropped)
+                found += listed
+                following = next_query(answer.response.headers.getall("Link", []))
+                if room < 0 or following in seen:
+                    break
+                if following is None:
+                    return tuple(found)
+                query = following
+                seen.add(query)
+        raise self._report.failure(
+            UpstreamInvalid, f"answered pages that do not end, or have more than {REFERRERS_LIMIT} bytes,", of=of
+        )
 
     def saving(self) -> UpstreamError | None:
-        """Say why requests that count should be saved."""
-        return None
+        """Say why requests that count against a quota should not be spent on what can be answered stale."""
+        did = self._asker.saving()
+        if did is None:
+            return None
+        return UpstreamRateLimited(f"{self.name} {did}; {self._asker.advice()}", upstream=self.name)
+
+    def quotas(self) -> Sequence[Exported]:
+        """Return what is left of each account's pulls, in the order of the settings; the same in all workers."""
+        return self._asker.quotas()
+
+    def is_left_alone(self) -> bool:
+        """Say whether its own host is left alone because it does not answer; the same in all workers."""
+        return self._breaker.state(place_of(self._url)).phase is not Phase.CLOSED
+
+    def distrust(self, digest: Digest) -> bool:
+        """Take note that bytes it gave are wrong. Returns whether somebody else can be asked."""
+        return False
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._auth.close()
+        for caller in self._asker.callers:
+            await caller.auth.close()
         await self._transport.close()
 
     # ---- asking ----
 
-    async def _open(
-        self, kind: str, method: str, repository: RepositoryName, path: str, headers: dict[str, str]
-    ) -> tuple[aiohttp.ClientResponse, Authorization]:
-        """Ask; when the registry wants to know who asks, say so and ask once more.
+    def _own_headers(self) -> Mapping[str, str]:
+        """Return what goes with every request to the registry: the way it took."""
+        return {"Via": via.sent(self._instance)} if self._instance else {}
 
-        Returns the last answer, to be released, whatever its status; and what went with it.
-        """
-        url = URL(f"{self._base}/v2/{repository}/{path}", encoded=True)
-        used = await self._auth.known(repository)
-        response = await self._request(kind, method, url, headers, used)
-        if response.status != 401 or not same_origin(response.url, self._url):
-            return response, used
-        with _released(response):
-            lines = response.headers.getall("WWW-Authenticate", []) or await self._challenge()
-            answer = await self._auth.challenged(lines, repository, used=used)
-        if answer is None:
-            return response, used
-        return await self._request(kind, method, url, headers, answer), answer
-
-    async def _request(
-        self, kind: str, method: str, url: URL, headers: dict[str, str], used: Authorization
-    ) -> aiohttp.ClientResponse:
-        response = await self._transport.open(method, url, headers=headers, authorization=used.header)
-        self._metrics.request(self.name, kind, response.status)
-        return response
-
-    async def _challenge(self) -> list[str]:
-        """Return the challenges of ``/v2/`` (end-1): gcr.io sometimes leaves them out elsewhere."""
-        url = URL(f"{self._base}/v2/", encoded=True)
-        response = await self._request("ping", "GET", url, {}, Authorization())
-        with _released(response):
-            if response.status != 401 or not same_origin(response.url, self._url):
-                return []
-            return response.headers.getall("WWW-Authenticate", [])
+    def _of_blob(self, method: str, repository: RepositoryName, digest: Digest, headers: Mapping[str, str]) -> Question:
+        return Question(
+            kind="blob",
+            method=method,
+            repository=repository,
+            path=f"blobs/{digest}",
+            of=f"blob {digest} of {repository}",
+            headers=headers,
+        )
 
     @asynccontextmanager
-    async def _ask_realm(self, url: URL, *, authorization: str | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        response = await self._transport.open("GET", url, authorization=authorization)
-        with _released(response):
-            yield response
+    async def _limited(
+        self, question: Question, unknown: type[Unknown], *, connection: AsyncExitStack | None = None
+    ) -> AsyncIterator[float]:
+        """Give the block the time of the headers phase, and its failures our meanings.
+
+        Gives the deadline, of the event loop's clock. connection: what keeps the connection slot beyond the block.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeouts.headers
+        waiting = True
+        try:
+            async with asyncio.timeout_at(deadline), AsyncExitStack() as stack:
+                await (connection or stack).enter_async_context(self._connections)
+                waiting = False
+                yield deadline
+        except Rejected as rejected:
+            raise self._not_allowed(rejected, question, unknown) from rejected
+        except BreakerOpen as rest:
+            wait = max(1, math.ceil(rest.wait))
+            raise self._report.failure(
+                UpstreamResting,
+                f"is left alone, because it {rest.cause} {_ago(rest.since)},",
+                of=question.of,
+                advice=f"it is asked again in {wait} s",
+                host=URL(rest.host).host,
+                retry_after=wait,
+            ) from rest
+        except FAILURES as error:
+            if waiting and isinstance(error, TimeoutError):
+                raise self._report.failure(
+                    UpstreamBusy,
+                    f"is asked {self._settings.connections} things at once, which is all connections allows,",
+                    of=question.of,
+                    advice="try again later",
+                    retry_after=BUSY_FOR,
+                ) from error
+            host = error.host if isinstance(error, aiohttp.ClientConnectorError) else self._host
+            raise self._report.translated(error, question.of, host=host) from error
+
+    async def _fetch(
+        self,
+        question: Question,
+        unknown: type[Unknown],
+        limit: int,
+        deadline: float,
+        *,
+        gone: Container[int] = (),
+    ) -> tuple[bytes, Answer]:
+        """Ask for something short and read it; once more when its body breaks off.
+
+        gone: statuses that are answered by _Gone.
+        """
+        for last in (False, True):
+            answer = await self._asker.ask(question, deadline=deadline)
+            with released(answer.response):
+                if answer.response.status in gone:
+                    raise _Gone
+                self._expect(answer, question, unknown, 200)
+                try:
+                    return await self._read(answer.response, question.of, limit), answer
+                except UpstreamFailed:
+                    if last or not self._settings.retries or not time_for(0, deadline):
+                        raise
+        raise AssertionError("the last time ends it")
 
     # ---- what answers mean ----
 
-    @asynccontextmanager
-    async def _limited(self, what: str, unknown: type[Unknown]) -> AsyncIterator[None]:
-        """Give the block the time of the headers phase, and its failures our meanings."""
-        try:
-            async with asyncio.timeout(self._timeouts.headers):
-                yield
-        except Refused as refused:
-            raise self._not_allowed(refused.status, refused.host, what, unknown) from refused
-        except FAILURES as error:
-            host = error.host if isinstance(error, aiohttp.ClientConnectorError) else self._host
-            raise self._report.translated(error, what, host=host) from error
-
-    def _expect(
-        self,
-        response: aiohttp.ClientResponse,
-        used: Authorization,
-        what: str,
-        unknown: type[Unknown],
-        *statuses: int,
-    ) -> None:
+    def _expect(self, answer: Answer, question: Question, unknown: type[Unknown], *statuses: int) -> None:
         """Pass when the status is one of these, else raise what it means."""
+        response = answer.response
         status, host = response.status, response.url.host or ""
         if status in statuses:
             return
         if status == 404:
-            raise unknown(f"upstream {self.name} has no {what}")
-        if status in (401, 403) and same_origin(response.url, self._url):
-            raise self._not_allowed(status, host, what, unknown)
-        message = f"{what}: {host} answered {status}"
-        if status == 429:
-            raise self._report.error(
-                UpstreamRateLimited,
-                f"{message}, it limits our rate; try again later",
+            raise unknown(f"{self._report.subject} does not have {question.of}")
+        if status >= 500 or status in (401, 403, 429):
+            # 401, 403 and 429 are of another origin: where it redirects to does not accept its own redirect.
+            loop = status == via.LOOP
+            raise self._report.failure(
+                UpstreamRateLimited if status == 429 else UpstreamFailed,
+                f"answered {status}" + (": the request came back to a mirror it had passed" if loop else ""),
+                of=question.of,
+                advice="check url and mirrors for a loop" if loop else "try again later",
                 host=host,
                 status=status,
                 retry_after=retry_after(response.headers.get("Retry-After")),
             )
-        if status >= 500 or status in (401, 403):
-            # 401 and 403 of another origin: where it redirects to does not accept its own redirect.
-            raise self._report.error(UpstreamFailed, f"{message}; try again later", host=host, status=status)
-        raise self._invalid(response, f"{message}, which makes no sense here; check its url")
+        raise self._invalid(response, f"answered {status}, which makes no sense here,", of=question.of)
 
-    def _not_allowed(self, status: int, host: str, what: str, unknown: type[Unknown]) -> RegistryError:
-        user = self._auth.user
-        if user is None:
-            return unknown(f"upstream {self.name} has no {what} that may be read without credentials")
-        return self._report.error(
+    def _not_allowed(self, rejected: Rejected, question: Question, unknown: type[Unknown]) -> RegistryError:
+        if rejected.user is None:
+            return unknown(f"{self._report.subject} does not have {question.of}, or not for those without credentials")
+        return self._report.failure(
             UpstreamDenied,
-            f"{what}: refused to user {user!r}; check the user's rights and credentials.password_file",
-            host=host,
-            status=status,
+            f"answered {rejected.status} to {rejected.user!r}",
+            of=question.of,
+            advice=f"check its rights there, and {rejected.setting} under {self._report.place}",
+            host=rejected.host,
+            status=rejected.status,
         )
 
-    def _invalid(self, response: aiohttp.ClientResponse, message: str) -> UpstreamInvalid:
-        return self._report.error(UpstreamInvalid, message, host=response.url.host or "", status=response.status)
+    def _invalid(self, response: aiohttp.ClientResponse, did: str, *, of: str) -> UpstreamInvalid:
+        host, status = response.url.host or "", response.status
+        return self._report.failure(UpstreamInvalid, did, of=of, advice="check its url", host=host, status=status)
 
     # ---- bodies ----
 
-    async def _read(self, response: aiohttp.ClientResponse, what: str, limit: int) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, of: str, limit: int) -> bytes:
         """Read a whole body of at most ``limit`` bytes, and not one chunk more."""
         raw = bytearray()
         announced = response.content_length
         try:
             if announced is None or announced <= limit:
                 async for chunk in response.content.iter_any():
-                    self._metrics.fetched(self.name, len(chunk))
+                    self._metrics.fetched(self._report.label, len(chunk))
                     raw += chunk
                     if len(raw) > limit:
                         break
@@ -296,24 +459,17 @@ class RegistryClient:
             raise
         except FAILURES as error:
             host = response.url.host or ""
-            raise self._report.translated(error, what, host=host, body=True) from error
-        raise self._invalid(response, f"{what}: the answer is longer than {limit} bytes, the limit")
+            raise self._report.translated(error, of, host=host, body=True) from error
+        raise self._invalid(response, f"answered with more than {limit} bytes, the limit,", of=of)
 
-    def _body(
-        self,
-        response: aiohttp.ClientResponse,
-        used: Authorization,
-        what: str,
-        *,
-        offset: int,
-        window: ByteRange | None,
-    ) -> Body:
+    def _body(self, answer: Answer, of: str, *, offset: int, window: ByteRange | None) -> Body:
         """Check the announced range and size of a blob's answer against what was asked."""
+        response = answer.response
         announced = response.content_length
         size: int | None
         if response.status == 200:
             if window is not None:
-                raise self._invalid(response, f"{what}: ignores Range, so no part of it can be had")
+                raise self._invalid(response, "ignores Range", of=of)
             first, size, length = 0, announced, announced
         else:
             found = parse_content_range(response.headers.get("Content-Range"))
@@ -327,131 +483,45 @@ class RegistryClient:
                 end = window.last if found.size is None else min(window.last, found.size - 1)
                 wrong = wrong or found.last > end or (found.size is not None and found.last < end)
             if wrong or found is None:
-                raise self._invalid(response, f"{what}: another range than the one asked for; nothing of it was used")
+                raise self._invalid(response, "sent another range than the one asked for", of=of)
             size = found.size
             length = found.last + 1 - first
             if window is None and size is not None:
                 length = size - first
         if (size if size is not None else first + (length or 0)) > self._limits.blob:
-            raise self._invalid(response, f"{what}: longer than {self._limits.blob} bytes, the limit")
+            raise self._invalid(response, f"sends more than {self._limits.blob} bytes, the limit,", of=of)
         return Body(
             self._report,
             self._metrics,
             response,
-            what,
+            of,
             offset=first,
             size=size,
             length=length,
             limit=self._limits.blob,
-            anonymous=used.anonymous,
+            anonymous=answer.used.anonymous,
+            pace=Pace(self._settings.minimum_rate, over=self._timeouts.read),
+            rate=self._rate,
         )
 
 
-class Body:
-    """A ``BlobSource``. length: bytes to come, None when nobody said. limit: of the whole, in bytes."""
-
-    def __init__(
-        self,
-        report: Reporter,
-        metrics: UpstreamMetrics,
-        response: aiohttp.ClientResponse,
-        what: str,
-        *,
-        offset: int,
-        size: int | None,
-        length: int | None,
-        limit: int,
-        anonymous: bool,
-    ) -> None:
-        self.offset = offset
-        self.size = size
-        self.anonymous = anonymous
-        self._report = report
-        self._metrics = metrics
-        self._response = response
-        self._what = what
-        self._length = length
-        self._limit = limit
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Give the body as it arrives; never more than was announced, nor more than the limit.
-
-        Raises: UpstreamFailed when it ends short, UpstreamTimeout when nothing comes for the time limit,
-        UpstreamInvalid when it is too long.
-        """
-        host = self._response.url.host or ""
-        most = self._limit - self.offset if self._length is None else self._length
-        received = 0
-        try:
-            async for chunk in self._response.content.iter_any():
-                received += len(chunk)
-                self._metrics.fetched(self._report.upstream, len(chunk))
-                if received > most:
-                    said = f"the limit of {self._limit} bytes" if self._length is None else "announced"
-                    raise self._report.error(
-                        UpstreamInvalid, f"{self._what}: the body is longer than {said}", host=host
-                    )
-                yield chunk
-        except FAILURES as error:
-            raise self._report.translated(error, self._what, host=host, body=True) from error
-        if self._length is not None and received < self._length:
-            # A body that ends with its connection ends silently.
-            raise self._report.error(
-                UpstreamFailed,
-                f"{self._what}: the body ended after {received} of {self._length} bytes; try again",
-                host=host,
-            )
-
-
-@contextmanager
-def _released(response: aiohttp.ClientResponse) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        response.release()
-
-
 def _manifest(repository: RepositoryName, target: Tag | Digest) -> str:
-    return f"manifest {repository}{'@' if isinstance(target, Digest) else ':'}{target}"
+    return f"{repository}{'@' if isinstance(target, Digest) else ':'}{target}"
 
 
-def _resolved(response: aiohttp.ClientResponse, used: Authorization) -> Resolved:
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago" if seconds >= 1 else "just now"
+
+
+class _Gone(Exception):
+    """What was asked for is not there, in the sense its caller gave."""
+
+
+def _resolved(answer: Answer) -> Resolved:
+    response, used = answer.response, answer.used
     return Resolved(
         digest=try_digest(response.headers.get("Docker-Content-Digest")),
         media_type=media_type_of(response.headers.get("Content-Type")),
         size=response.content_length,
         anonymous=used.anonymous,
     )
-
-
-def _parse_tags(raw: bytes) -> tuple[str, ...] | None:
-    try:
-        body: Any = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    tags = body.get("tags", []) if isinstance(body, dict) else body
-    if not isinstance(body, dict) or "tags" not in body:
-        return None
-    if tags is None:
-        return ()
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        return None
-    return tuple(tags)
-
-
-def _next_page(links: list[str], tags: tuple[str, ...]) -> tuple[int | None, str | None]:
-    """Read ``n`` and ``last`` of the next page from ``Link`` (RFC 8288); nothing else of it is believed."""
-    for line in links:
-        for target, parameters in _LINK.findall(line):
-            if not _NEXT.search(parameters):
-                continue
-            try:
-                query = parse_qs(urlsplit(target).query)
-            except ValueError:
-                continue
-            n = query.get("n", [""])[0]
-            # Some page by a mark of their own; the last tag says the same by the specification.
-            last = query.get("last", [tags[-1] if tags else ""])[0]
-            if last:
-                return (int(n) if re.fullmatch(r"[0-9]{1,9}", n) else None), last
-    return None, None

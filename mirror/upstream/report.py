@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import ssl
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from mirror.oci.errors import (
     UpstreamUnreachable,
 )
 from mirror.upstream.guard import AddressRefused, BadRedirect
+from mirror.upstream.proxies import ProxyFailed, ProxySlow
+from mirror.upstream.tls import UnusableFile
 
 logger = logging.getLogger("mirror.upstream")
 
@@ -37,14 +40,14 @@ class UpstreamMetrics(Protocol):
     """What is counted. upstream: its configured name."""
 
     def request(self, upstream: str, kind: str, status: int) -> None:
-        """Count a request that was answered. kind: "manifest", "blob", "tags" or "ping"."""
+        """Count a request that was answered. kind: "manifest", "blob", "tags", "referrers" or "ping"."""
 
     def token(self, upstream: str) -> None:
         """Count a request for a token."""
 
     def error(self, upstream: str, reason: str) -> None:
-        """Count a failure. reason: "unreachable", "failed", "timeout", "ratelimited", "denied", "tokenfailed"
-        or "invalid".
+        """Count a failure. reason: "unreachable", "failed", "timeout", "ratelimited", "resting", "busy", "denied",
+        "tokenfailed" or "invalid".
         """
 
     def fetched(self, upstream: str, nbytes: int) -> None:
@@ -60,12 +63,45 @@ class NoMetrics:
     def fetched(self, upstream: str, nbytes: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reporter:
-    """Make the errors of one upstream."""
+    """Make the errors of one registry: of an upstream itself, or of a mirror of it.
+
+    upstream: its name. subject: who it is, in words. host: its own; others are named when they are to blame. label: for
+    the counts. place: where it is configured.
+    """
 
     upstream: str
     metrics: UpstreamMetrics
+    host: str = ""
+    subject: str = ""
+    label: str = ""
+    place: str = ""
+
+    def failure(
+        self,
+        kind: type[E],
+        did: str,
+        *,
+        of: str | None = None,
+        advice: str = "",
+        host: str | None = None,
+        status: int | None = None,
+        cause: BaseException | str | None = None,
+        retry_after: int | None = None,
+    ) -> E:
+        """Log and count a failure; return the exception to raise.
+
+        did: what the registry did, after its name. of: what was asked for. advice: what to do. All of them are for
+        clients, so never a secret. cause: only for the log.
+        """
+        subject = self.subject or self.upstream
+        if host and host != self.host:
+            subject += f" ({host[:120]})"
+        brief = f"{subject} {did}"  # a comma at its end is for what follows
+        self._log(kind, f"{brief.removesuffix(',')}{f': {of}' if of else ''}", host or self.host, status, cause)
+        message = brief + (f" and nothing is kept of {of}" if of else "") + (f"; {advice}" if advice else "")
+        return kind(message, upstream=self.upstream, retry_after=retry_after, brief=brief.removesuffix(","))
 
     def error(
         self,
@@ -77,47 +113,60 @@ class Reporter:
         cause: BaseException | str | None = None,
         retry_after: int | None = None,
     ) -> E:
-        """Log and count a failure; return the exception to raise.
+        """Do as ``failure`` for what is not about one thing asked for. message: what, which and what to do."""
+        said = f"{self.subject or self.upstream}: {message}"
+        self._log(kind, said, host, status, cause)
+        return kind(said, upstream=self.upstream, retry_after=retry_after)
 
-        message: for clients, after "upstream <name>: "; what, which and what to do, never a secret. cause: only
-        for the log.
-        """
+    def _log(self, kind: type[E], said: str, host: str, status: int | None, cause: BaseException | str | None) -> None:
+        """Log and count a failure."""
         text = cause_of(cause) if isinstance(cause, BaseException) else cause
-        logger.warning(
-            "upstream %s: %s (host %s, status %s, cause %s)",
-            self.upstream,
-            message,
-            host,
-            "-" if status is None else status,
-            text or "-",
-            extra={"fields": {"upstream": self.upstream, "host": host, "status": status, "cause": text}},
-        )
-        self.metrics.error(self.upstream, kind.__name__.removeprefix("Upstream").lower())
-        return kind(f"upstream {self.upstream}: {message}", upstream=self.upstream, retry_after=retry_after)
+        more = f", cause {text}" if text and text not in said else ""
+        fields = {"upstream": self.upstream, "host": host, "status": status, "cause": text}
+        logger.warning("%s (host %s%s)", said, host, more, extra={"fields": fields})
+        self.metrics.error(self.label or self.upstream, kind.__name__.removeprefix("Upstream").lower())
 
-    def translated(self, error: BaseException, what: str, *, host: str, body: bool = False) -> UpstreamError:
+    def translated(self, error: BaseException, of: str, *, host: str, body: bool = False) -> UpstreamError:
         """Turn what the HTTP client raised into our meaning. body: it happened after the headers."""
-        kind, advice = _meaning(error, body=body)
-        message = f"{what}: {cause_of(error)}"
-        return self.error(kind, f"{message}; {advice}" if advice else message, host=host, cause=error)
+        kind, did, advice = _meaning(error, body=body)
+        return self.failure(kind, f"{did} ({cause_of(error)})", of=of, advice=advice, host=host, cause=error)
 
 
-def _meaning(error: BaseException, *, body: bool) -> tuple[type[UpstreamError], str]:
+def _meaning(error: BaseException, *, body: bool) -> tuple[type[UpstreamError], str, str]:
+    """Return what an exception means, what the registry did, and what to do."""
     if isinstance(error, TimeoutError):
-        return UpstreamTimeout, "it is slow or does not answer, try again later"
+        did = "stopped sending" if body else "does not answer"
+        return UpstreamTimeout, did, "try again later"
     if isinstance(error, aiohttp.ClientPayloadError) or (body and isinstance(error, OSError)):
-        return UpstreamFailed, "the transfer broke off, try again"
-    if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError)):
-        return UpstreamUnreachable, "check its certificate and ca_file"
+        return UpstreamFailed, "broke the transfer off", "try again"
+    if isinstance(error, ProxyFailed):
+        return UpstreamUnreachable, "cannot be asked", "check proxy"
+    if isinstance(error, UnusableFile):
+        return UpstreamUnreachable, "cannot be asked", f"check {error.setting}"
+    if (tls := tls_failure(error)) is not None:
+        reason = getattr(tls, "reason", None) or ""
+        if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return UpstreamUnreachable, "does not speak TLS", "check its url: is it http?"
+        # An alert is what the other side says: it likes our certificate no better than none.
+        if "ALERT" in reason:
+            return UpstreamUnreachable, "does not accept us", "check client_certificate"
+        return UpstreamUnreachable, "cannot be trusted", "check its certificate and ca_file"
     if isinstance(error, AddressRefused) or _refusal(error):
-        return UpstreamUnreachable, ""
+        return UpstreamUnreachable, "leads to where nobody is asked", ""
     if isinstance(error, aiohttp.InvalidURL) or not isinstance(error, (aiohttp.ClientConnectionError, OSError)):
-        return UpstreamInvalid, "it does not speak HTTP as it should"
-    return UpstreamUnreachable, "check that its host is up and can be reached from here"
+        return UpstreamInvalid, "does not speak HTTP as it should", "check its url"
+    return UpstreamUnreachable, "cannot be reached", "check that its host is up and can be reached from here"
 
 
 def _refusal(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused)
+
+
+def tls_failure(error: BaseException) -> BaseException | None:
+    """Return what TLS failed of, None when it was not TLS; one during the request is wrapped by the HTTP client."""
+    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
+        return getattr(error, "os_error", error)
+    return error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else None
 
 
 def cause_of(error: BaseException) -> str:
@@ -125,7 +174,9 @@ def cause_of(error: BaseException) -> str:
 
     The texts of many client exceptions do: a malformed answer is quoted in full, a URL with its signature.
     """
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+    if isinstance(error, (AddressRefused, BadRedirect, ProxyFailed, ProxySlow, UnusableFile)):
+        text = str(error)
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or type(error.certificate_error).__name__
         text = f"the certificate is not accepted: {reason}"
     elif isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -133,9 +184,7 @@ def cause_of(error: BaseException) -> str:
     elif isinstance(error, aiohttp.ClientConnectorError):
         inner = error.os_error
         refused = isinstance(inner, AddressRefused)
-        text = str(inner) if refused else f"no connection to {error.host}:{error.port}: {inner.strerror or inner}"
-    elif isinstance(error, (AddressRefused, BadRedirect)):
-        text = str(error)
+        text = str(inner) if refused else f"no connection to {error.host}:{error.port}: {_reason(inner)}"
     elif isinstance(error, TimeoutError):
         text = "no answer in time"
     elif isinstance(error, aiohttp.ServerDisconnectedError):
@@ -146,11 +195,22 @@ def cause_of(error: BaseException) -> str:
         text = "the answer is malformed"
     elif isinstance(error, (aiohttp.InvalidURL, ValueError)):
         text = "a URL it gave is malformed"
+    elif isinstance(error.__cause__, ssl.SSLError):
+        text = f"TLS broke off: {_reason(error.__cause__)}"
     elif isinstance(error, OSError):
         text = error.strerror or type(error).__name__
     else:
         text = type(error).__name__
     return re.sub(r"[^\x20-\x7e]+", " ", text)[:300]
+
+
+def _reason(error: OSError) -> str:
+    """Say why in the system's words: those of asyncio repeat the address, those of OpenSSL name lines of its source."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "TLS failed").replace("_", " ").lower()
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def retry_after(header: str | None, *, now: datetime | None = None) -> int | None:

@@ -1,6 +1,7 @@
 """Which repository a request means: one of a configured upstream's, or one of our own.
 
-The world is closed: what a request says is looked up among the configured upstreams and never dialled.
+The world is closed: what a request says is looked up among the configured upstreams and never dialled. A pattern
+among them opens it for the hosts it matches, each of which is an upstream of its own.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from mirror import config
 from mirror.oci.errors import NameUnknown
 from mirror.oci.names import MAX_NAME, Repository, RepositoryName, parse_name
-
-DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
-"""Three names of one registry, whose official images are asked for by one-part names."""
+from mirror.upstream.configured import DOCKER_HUB, Patterns, docker_hubs, is_pattern, key_of
+from mirror.upstream.globs import compile_glob
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _PORT = re.compile(r":[0-9]*\Z")
@@ -32,8 +32,9 @@ class Router:
     ) -> None:
         """Prepare the lookup.
 
-        upstreams: by configured name. default: the name of the one for everything else, None for none.
-        names: hosts that mean this registry itself: what names them is as if it named none.
+        upstreams: by configured name or pattern. default: the name of the one for everything else, None for none.
+        names: hosts that mean this registry itself, also where a pattern matches them: what names them is as if it
+        named none.
         local: globs of names that are our own; ``*`` is within one part, ``**`` any number of parts.
         packaged: says of a name that it is of the packages folder, and so our own as well.
         Raises: ValueError when one name means two registries, or the default is not configured.
@@ -42,23 +43,25 @@ class Router:
             raise ValueError(f"default_upstream: {default} is not one of upstreams")
         self._default = default
         self._by_alias: dict[str, str] = {}
-        self._hub: set[str] = set()
+        self._patterns = Patterns(upstreams)
         for name, upstream in upstreams.items():
+            if is_pattern(name):
+                continue
             for alias in (name, *upstream.names):
-                key = _key(alias)
+                key = key_of(alias)
                 if self._by_alias.setdefault(key, name) != name:
                     raise ValueError(f"upstreams: {alias} means both {self._by_alias[key]} and {name}")
-                if key in DOCKER_HUB:
-                    self._hub.add(name)
         self._packaged = packaged
-        self._own = {_key(own) for own in names}
+        self._own = {key_of(own) for own in names}
         for own in names:
-            if (source := self._by_alias.get(_key(own))) is not None:
+            if (source := self._by_alias.get(key_of(own))) is not None:
                 raise ValueError(f"names: {own} means the upstream {source}")
-        if len(self._hub) == 1:
-            for alias in set(DOCKER_HUB) - self._own:
-                self._by_alias.setdefault(alias, next(iter(self._hub)))
-        self._local = [_glob(pattern) for pattern in local]
+        hubs = docker_hubs(upstreams)
+        if len(hubs) == 1:
+            for alias in DOCKER_HUB - self._own:
+                self._by_alias.setdefault(alias, next(iter(hubs)))
+        self._hub = hubs | DOCKER_HUB
+        self._local = [compile_glob(pattern) for pattern in local]
 
     def route(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Repository:
         """Return the repository a request is about.
@@ -68,17 +71,17 @@ class Router:
         Raises: NameUnknown (404 NAME_UNKNOWN) when it names a registry that is not configured;
         NameInvalid (400 NAME_INVALID) when what is left is no repository name.
         """
-        if ns and _key(ns) not in self._own:
+        if ns and key_of(ns) not in self._own:
             return self._at(self._named(ns), name)
         if host and (source := self._by_host(host)):
             return self._at(source, name)
-        if prefix and _key(prefix) not in self._own:
+        if prefix and key_of(prefix) not in self._own:
             return self._at(self._named(prefix), name)
         first, slash, rest = name.partition("/")
-        if slash and _key(first) in self._own and (self._is_local(rest) or not self._is_local(name)):
+        if slash and key_of(first) in self._own and (self._is_local(rest) or not self._is_local(name)):
             name = rest
             first, slash, rest = name.partition("/")
-        if slash and (source := self._by_alias.get(_key(first))):
+        if slash and (source := self._find(key_of(first))):
             return self._repository(source, rest)
         if self._is_local(name):
             return Repository(None, parse_name(name))
@@ -99,29 +102,36 @@ class Router:
 
         Raises: NameUnknown (404 NAME_UNKNOWN).
         """
-        named = next((registry for registry in (ns, prefix) if registry and _key(registry) not in self._own), None)
+        named = next((registry for registry in (ns, prefix) if registry and key_of(registry) not in self._own), None)
         if named is not None:
             self._named(named)
 
     def _named(self, registry: str) -> str:
-        source = self._by_alias.get(_key(registry))
+        source = self._find(key_of(registry))
         if source is None:
             raise _not_configured(registry)
         return source
 
+    def _find(self, key: str) -> str | None:
+        """Return the upstream a registry's name means; one that a pattern matches is called by the name itself."""
+        source = self._by_alias.get(key)
+        if source is None and self._patterns.find(key) is not None and key not in self._own:
+            return key
+        return source
+
     def _is_local(self, name: str) -> bool:
-        if len(name) > MAX_NAME:  # it is none, and some patterns take minutes to find that in a whole request line
+        if len(name) > MAX_NAME:  # it is none
             return False
         return any(pattern.fullmatch(name) for pattern in self._local) or self._packaged(RepositoryName(name))
 
     def _by_host(self, host: str) -> str | None:
-        key = _key(host)
-        return self._by_alias.get(key) or self._by_alias.get(_PORT.sub("", key))
+        key = key_of(host)
+        return None if key in self._own else self._find(key) or self._find(_PORT.sub("", key))
 
     def _at(self, source: str, name: str) -> Repository:
         """Return the repository at a known upstream; a first part that repeats the upstream goes."""
         first, slash, rest = name.partition("/")
-        if slash and self._by_alias.get(_key(first)) == source:
+        if slash and self._find(key_of(first)) == source:
             name = rest
         return self._repository(source, name)
 
@@ -129,11 +139,6 @@ class Router:
         if source in self._hub and name and "/" not in name:
             name = f"library/{name}"
         return Repository(source, parse_name(name))
-
-
-def _key(text: str) -> str:
-    """Return a registry's name without its case. Only of ASCII: other letters have small forms that are ASCII."""
-    return text.lower() if text.isascii() else text
 
 
 def _looks_like_host(text: str) -> bool:
@@ -146,18 +151,3 @@ def _not_configured(registry: str) -> NameUnknown:
         "names of one of them",
         detail={"registry": registry[:255]},
     )
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    """Compile a glob: ``a/**`` is everything below a, ``**/a`` also a itself, ``a-*`` stays in its part."""
-    if pattern == "**":
-        return re.compile(r".+")
-    parts = pattern.split("/")
-    text = ""
-    for at, part in enumerate(parts):
-        last = at == len(parts) - 1
-        if part == "**":
-            text += r"[^/]+(?:/[^/]+)*" if last else r"(?:[^/]+/)*"
-        else:
-            text += "[^/]*".join(re.escape(piece) for piece in part.split("*")) + ("" if last else "/")
-    return re.compile(text)

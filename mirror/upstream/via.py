@@ -6,16 +6,16 @@ A request to an upstream is made on behalf of somebody, but a download belongs t
 
 from __future__ import annotations
 
-import re
 from contextvars import ContextVar
 
 LONGEST = 2048
-"""Longest ``Via`` passed on, in bytes."""
+"""Longest ``Via`` taken, in characters; nothing goes by way of so many mirrors but a loop."""
+
+LOOP = 508
+"""The status a mirror answers a request by that has been there before; it is no failure of the mirror."""
 
 received: ContextVar[str] = ContextVar("received", default="")
 """The ``Via`` of the request this is done for, empty for none."""
-
-_ENTRY = re.compile(r"(?:[^\s,]+/)?[^\s,]+\s+([^\s,;()]+)")
 
 
 def pseudonym(instance: str) -> str:
@@ -25,7 +25,8 @@ def pseudonym(instance: str) -> str:
 
 def names(via: str, instance: str) -> bool:
     """Say whether a ``Via`` names this instance: then the request has been here before."""
-    return any(name == pseudonym(instance) for name in _ENTRY.findall(via))
+    own = pseudonym(instance)
+    return any(own in entry.split()[1:2] for entry in via.split(","))  # protocol, name, comment
 
 
 def sent(instance: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.outcome_print import TABLE
 from tests.fake_upstream import FakeUpstream
 from tests.images import Clock, use_clock
 
@@ -28,3 +29,12 @@ def root(tmp_path: Path) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Let the mirrors of the test read a clock that is moved by hand."""
     return use_clock(monkeypatch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the outcome table, as far as it was run."""
+    table = config.stash.get(TABLE, None)
+    if table is not None:
+        terminalreporter.section("what upstream outcomes mean")
+        for line in table.lines():
+            terminalreporter.write_line(line)

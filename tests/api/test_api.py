@@ -253,7 +253,6 @@ BAD = [
     ("/v2/local/a/_mirror/tags/history?tag=never", 404, "MANIFEST_UNKNOWN"),
     ("/v2/_mirror/tags/history?tag=x", 400, "NAME_INVALID"),
     ("/v2/a", 404, "NAME_UNKNOWN"),
-    (f"/v2/a/referrers/{MISSING}", 404, "NAME_UNKNOWN"),
     ("//v2/a/manifests/x", 404, "NAME_UNKNOWN"),
 ]
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from mirror.config import Credentials
+from mirror.registry.inflight import Download
+from mirror.store.state import Phase, State
 from tests.fake_upstream import FakeUpstream, Gate, random_bytes
 from tests.harness import make_config, mirrors
 from tests.raw_client import Client
@@ -122,6 +124,37 @@ async def test_a_wrong_generation_is_reset_in_every_process_and_the_next_is_righ
     assert hub.count("GET", digest) == 2
     assert cached(tmp_path / "root") == [digest[7:]]
     assert ingest_of(tmp_path / "root") == []
+
+
+async def test_a_follower_that_saw_the_next_generation_begin_sends_that_one(
+    tmp_path: Path, hub: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_bytes(5000, 1)
+    digest = hub.add_blob(NAME, data)
+    followed: list[Phase] = []
+    observe = Download.observe
+
+    def noted(download: Download, state: State, file: Any = None) -> None:
+        observe(download, state, file)
+        if not download.leading:
+            followed.append(state.phase)
+
+    monkeypatch.setattr(Download, "observe", noted)
+    wrong, again = Gate(), Gate()
+    async with FakeUpstream() as near:
+        near.add_blob(NAME, bytes(5000), digest=digest)
+        near.fault(digest, gate=wrong, gate_at=4000)
+        hub.fault(digest, gate_headers=again)
+        async with mirrors(config_of(tmp_path, hub, mirrors=[{"url": near.url}]), 2) as workers:
+            clients = [asyncio.create_task(worker.get(path_of(digest))) for worker in workers]
+            await until(lambda: Phase.RUNNING in followed, "the wrong bytes are followed")
+            wrong.open()
+            await again.reached()
+            await until(lambda: followed[-1] is Phase.OPENING, "the next generation is known to the follower")
+            again.open()
+            answers = await asyncio.gather(*clients)
+    assert [(answer.status, answer.body) for answer in answers] == [(200, data)] * 2
+    assert (near.count("GET", digest), hub.count("GET", digest)) == (1, 1)
 
 
 async def test_a_small_wrong_blob_is_a_clean_error(tmp_path: Path, hub: FakeUpstream) -> None:

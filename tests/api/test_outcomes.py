@@ -394,8 +394,8 @@ async def works_again(worker: Mirror, case: Case, row: Row, setting: Setting) ->
     """Make all well again: nothing of the failure stays, but a 404 of a tag for a while."""
     if row is ROWS["connect"]:
         await case.hub.start()
-    elif case.upstream or row.stale == "gone" or row.auth:
-        return
+    elif case.upstream or row.stale == "gone" or row.auth or row.retry_after:
+        return  # what asked for patience gets it
     case.hub.clear_faults()
     answer = await worker.get(case.path)
     assert (answer.status, answer.body) == (200, case.content), answer

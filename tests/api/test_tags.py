@@ -396,7 +396,7 @@ async def test_on_not_found_keep_answers_with_a_warning(
             for method in ("GET", "HEAD"):
                 answer = await worker.ask(method, V1)
                 assert is_image(answer, image)
-                assert "has no manifest" in (warning(answer) or "")
+                assert "does not have" in (warning(answer) or "")
         assert requests(hub) == ["HEAD manifests/v1"]
         clock.advance(FRESH + 1)
         assert is_image(await workers[0].get(V1), image)
@@ -592,6 +592,30 @@ async def test_foreign_layers_need_not_be_here(tmp_path: Path, hub: FakeUpstream
         await hub.stop()
         clock.advance(FRESH + 1)
         assert is_image(await worker.get(V1), whole)
+
+
+async def test_a_signature_s_config_need_not_be_here(
+    tmp_path: Path, hub: FakeUpstream, clock: Clock, root: Path
+) -> None:
+    """What cosign reads of the image under ``sha256-<hex>.sig``: the manifest and the payload."""
+    signed = hub.add_image(NAME, None, (300,))
+    body = json.loads(signed.raw)
+    body["layers"][0]["mediaType"] = "application/vnd.dev.cosign.simplesigning.v1+json"
+    raw = json.dumps(body).encode()
+    hub.add_manifest(NAME, raw, "v1")
+    async with mirror(config_for(tmp_path, hub)) as worker:
+        assert (await worker.get(V1)).body == raw
+        hub.fail("HEAD", status=500)
+        clock.advance(FRESH + 1)
+        assert (await worker.get(V1)).status == 503  # the payload is not here
+        hub.clear_faults()
+        assert (await worker.get(blob_path(signed.layers[0]))).status == 200
+        await kept(root, signed.layers[0])
+        await hub.stop()
+        clock.advance(FRESH + 1)
+        answer = await worker.get(V1)
+        assert (answer.status, answer.body) == (200, raw)
+        assert warning(answer)
 
 
 async def test_indexes_that_name_each_other_many_times_cost_no_more_than_once(

@@ -119,13 +119,14 @@ def test_nobody_below_wiring_sees_the_whole_configuration(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "packages"),
     [
-        ("aiohttp", {"api", "upstream", "server", "conformance", "wiring"}),
+        ("aiohttp", {"api", "upstream", "server", "conformance", "prefetch", "wiring"}),
         ("sqlite3", {"metadata", "store"}),
         ("diskcache", {"store"}),
         ("prometheus_client", {"metrics"}),
         ("pydantic", {"config"}),
         ("yaml", {"config"}),
         ("click", {"cli"}),
+        ("rich", {"cli"}),
         ("fcntl", {"store", "server"}),
     ],
 )

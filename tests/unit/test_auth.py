@@ -25,8 +25,10 @@ from mirror.oci.errors import (
     UpstreamTokenFailed,
 )
 from mirror.oci.names import RepositoryName, Tag
+from mirror.upstream.auth import Authorization, Token, TokenKey
 from mirror.upstream.challenge import Challenge, choose, parse_challenges
 from mirror.upstream.client import RegistryClient
+from mirror.upstream.logins import IdentityToken, Password, RegistryToken
 from mirror.upstream.report import retry_after
 from mirror.upstream.transport import Timeouts
 
@@ -381,7 +383,7 @@ async def test_waiters_share_one_fetch(script: Script, make: Make) -> None:
 async def test_waiters_share_the_error_and_nobody_remembers_it(
     script: Script, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = make()
+    client = make(retries=0)
     await resolve(client, "library/other")
     gate = asyncio.Event()
 
@@ -521,11 +523,10 @@ async def test_a_denial_names_the_user_and_never_the_password(
     assert (facts["upstream"], facts["host"], facts["status"]) == ("docker.io", "auth.docker.io", 401)
 
 
-async def test_nothing_secret_has_a_repr(make: Make, script: Script) -> None:
-    from mirror.upstream.auth import Authorization, Login, Token, TokenKey
-
-    token = Token(TokenKey("r", "s", "c", None), SECRET, 1.0)
-    for value in (Login("u", SECRET), token, Authorization(f"Bearer {SECRET}", token=token)):
+def test_nothing_secret_has_a_repr() -> None:
+    token = Token(TokenKey("r", "s", "c"), SECRET, 1.0, anonymous=False)
+    logins = Password("u", SECRET), IdentityToken(SECRET), RegistryToken(SECRET)
+    for value in (*logins, token, Authorization(f"Bearer {SECRET}", token=token)):
         assert SECRET not in repr(value)
 
 

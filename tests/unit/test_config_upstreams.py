@@ -118,7 +118,7 @@ upstreams:
 def test_one_account_or_mirror_needs_no_list(tmp_path: Path) -> None:
     config = load(
         tmp_path,
-        "upstreams: {up: {url: 'http://a', credentials: {helper: x}, mirrors: {url: 'http://b'}, proxy: none}}",
+        "upstreams: {up: {url: 'http://a', credentials: {helper: x}, mirrors: 'http://b', proxy: none}}",
     )
     up = config.upstreams["up"]
     assert (up.credentials, up.mirrors) == ((Credentials(helper="x"),), (Mirror(url="http://b"),))
@@ -204,7 +204,21 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ["4:33: upstreams.up.mirrors[0].credentials.password_file: is required"],
     ),
     "mirror-without-url": (up("mirrors: [{resolve: true}]"), ["4:15: upstreams.up.mirrors[0].url: is required"]),
-    "mirror-as-text": (up("mirrors: [http://m]"), ["4:15: upstreams.up.mirrors[0]: expected a mapping, got text"]),
+    "mirror-as-a-word": (
+        up("mirrors: [m]"),
+        ['4:15: upstreams.up.mirrors[0].url: expected a URL that begins with https:// or http://; write "https://m"'],
+    ),
+    "mirror-of-itself": (
+        up("mirrors: [{url: 'http://up/'}]"),
+        ["4:21: upstreams.up.mirrors[0].url: is the url of the upstream itself; leave this mirror out"],
+    ),
+    "rule-with-the-upstream": (
+        up("deny: [library/*, up/library/*]"),
+        [
+            "4:23: upstreams.up.deny[1]: matches nothing: patterns are of the upstream's own repositories; "
+            'leave out "up/": write "library/*"'
+        ],
+    ),
     "mirror-unknown-key": (
         up("mirrors: [{url: 'http://m', resolv: true}]"),
         ['4:33: upstreams.up.mirrors[0].resolv: unknown key; did you mean "resolve"?'],
@@ -229,6 +243,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "share-as-a-fraction": (
         up("quota_floor: 0.1"),
+        ['4:18: upstreams.up.quota_floor: expected a share such as 10%; write "10%"'],
+    ),
+    "share-without-percent": (
+        up("quota_floor: 10"),
         ['4:18: upstreams.up.quota_floor: expected a share such as 10%; write "10%"'],
     ),
     "share-over-all": (
@@ -264,7 +282,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         up("proxy: envrionment"),
         [
             "4:5: upstreams.up.proxy.url: expected environment, none or a URL that begins with https:// or http://; "
-            'write "https://envrionment"'
+            'did you mean "environment"?'
         ],
     ),
     "proxy-with-half-a-login": (

@@ -97,6 +97,27 @@ def test_an_index() -> None:
     assert manifest.children == manifest.manifests
 
 
+OCI_LAYER, DOCKER_LAYER = "application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        pytest.param([f"{OCI_LAYER}+zstd"] * 2, [D1, D2, D3], id="image"),
+        pytest.param([DOCKER_LAYER] * 2, [D1, D2, D3], id="docker"),
+        pytest.param(["application/vnd.in-toto+json", OCI_LAYER], [D1, D2, D3], id="one-image-layer"),
+        pytest.param([DOCKER_LAYER.replace("diff", "foreign.diff"), DOCKER_LAYER], [D1, D3], id="foreign"),
+        pytest.param(["application/vnd.dev.cosign.simplesigning.v1+json"] * 2, [D2, D3], id="signatures"),
+        pytest.param([], [D1], id="nothing-but-a-config"),
+    ],
+)
+def test_an_image_needs_its_config_and_an_artifact_does_not(types: list[str], expected: list[str]) -> None:
+    layers = [descriptor(digest) | {"mediaType": one} for digest, one in zip((D2, D3), types, strict=False)]
+    body = {"config": descriptor(D1) | {"mediaType": "application/vnd.oci.image.config.v1+json"}, "layers": layers}
+    needed = parse_manifest(raw_of(mediaType=OCI_MANIFEST, **body), content_type=None).needed
+    assert [str(blob.digest) for blob in needed] == expected
+
+
 def test_an_artifact_s_blobs_are_read() -> None:
     manifest = parse_manifest(
         raw_of(blobs=[descriptor(D2)]), content_type="application/vnd.oci.artifact.manifest.v1+json"

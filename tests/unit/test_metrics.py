@@ -32,7 +32,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     """Read what is rendered: (name, label values by label name …) → number."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
+        for family in text_string_to_metric_families(metrics.render(metrics.read()).decode())
         for sample in family.samples
     }
 
@@ -51,6 +51,19 @@ def test_any_worker_renders_the_sum_of_all(pair: tuple[Metrics, Metrics]) -> Non
         assert found["mirror_served_bytes_total", "blob"] == 1024
         assert found["mirror_served_bytes_total", "manifest"] == 1
         assert found["mirror_downloads_in_flight",] == 2
+
+
+def test_what_all_share_is_read_when_somebody_asks(pair: tuple[Metrics, Metrics]) -> None:
+    shared = {("docker.io", "1"): 100.0}
+    for one in pair:
+        one.reading("mirror_left", "What is left.", ("upstream", "account"), lambda: shared.items())
+    assert samples(pair[0])["mirror_left", "1", "docker.io"] == 100, "not the sum of all workers'"
+    shared |= {("docker.io", "1"): 99.0, ("docker.io", "2"): 7.0}
+    for one in pair:
+        found = samples(one)
+        assert [number for key, number in found.items() if key[0] == "mirror_left"] == [99, 7]
+    shared.clear()
+    assert not [key for key in samples(pair[0]) if key[0] == "mirror_left"]
 
 
 def test_build_is_one_however_many_workers(pair: tuple[Metrics, Metrics]) -> None:

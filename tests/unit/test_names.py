@@ -24,6 +24,7 @@ from mirror.oci.names import (
     parse_target,
     referrers_tag,
     try_digest,
+    try_tag,
 )
 
 HEX = "0123456789abcdef" * 4
@@ -155,13 +156,14 @@ def test_a_bad_tag_is_a_manifest_nobody_has(text: str) -> None:
 
 @pytest.mark.parametrize("text", TAGS)
 def test_tags_to_write(text: str) -> None:
-    assert parse_tag(text) == text
+    assert parse_tag(text) == text == try_tag(text)
 
 
 @pytest.mark.parametrize("text", [*NOT_TAGS, *DIGESTS])
 def test_a_bad_tag_to_write_is_a_bad_manifest(text: str) -> None:
     with pytest.raises(ManifestInvalid) as caught:
         parse_tag(text)
+    assert try_tag(text) is None
     assert (caught.value.status, caught.value.code) == (400, "MANIFEST_INVALID")
     assert len(caught.value.message) < 1000
 

@@ -256,3 +256,139 @@ def test_a_registry_as_a_whole(named: Router) -> None:
     for ns, prefix in (("nowhere", None), (None, "nowhere"), ("me", "nowhere"), ("nowhere", "me")):
         with pytest.raises(NameUnknown, match="nowhere"):
             named.check(ns=ns, prefix=prefix)
+
+
+# ---- patterns ----
+
+PATTERNS = {
+    "docker.io": Upstream(url="https://registry-1.docker.io"),
+    "special-docker.pkg.dev": Upstream(url="https://elsewhere.example"),
+    "*-docker.pkg.dev": Upstream(url="https://{host}"),
+    "*.pkg.dev": Upstream(url="https://{host}"),
+    "*.corp.example:5000": Upstream(url="http://{host}"),
+    "*.corp.example": Upstream(url="https://{host}"),
+    "*.docker.io": Upstream(url="https://{host}"),
+}
+EUROPE = "europe-docker.pkg.dev"
+
+
+@pytest.fixture
+def wide() -> Router:
+    return Router(PATTERNS, "docker.io", ["local/**", "own.pkg.dev/**"], ["mirror.corp.example", "m.corp.example:5000"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"ns": EUROPE, "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"ns": EUROPE.upper(), "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"ns": EUROPE, "name": f"{EUROPE}/p/x"}, f"{EUROPE} p/x"),
+        ({"ns": EUROPE, "name": "asia-docker.pkg.dev/p/x"}, f"{EUROPE} asia-docker.pkg.dev/p/x"),
+        ({"ns": EUROPE, "name": "x"}, f"{EUROPE} x"),
+        ({"host": EUROPE, "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"host": f"{EUROPE.title()}:8443", "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"prefix": EUROPE, "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"prefix": "EUROPE-docker.pkg.dev", "name": "p/x"}, f"{EUROPE} p/x"),
+        ({"name": f"{EUROPE}/p/x"}, f"{EUROPE} p/x"),
+        ({"name": "Europe-Docker.pkg.dev/p/x"}, f"{EUROPE} p/x"),
+        ({"ns": "asia-docker.pkg.dev", "host": EUROPE, "prefix": "a.corp.example", "name": "x"},
+         "asia-docker.pkg.dev x"),
+        # names win over patterns
+        ({"ns": "special-docker.pkg.dev", "name": "x"}, "special-docker.pkg.dev x"),
+        ({"name": "index.docker.io/alpine"}, "docker.io library/alpine"),
+        ({"ns": "registry-1.docker.io", "name": "alpine"}, "docker.io library/alpine"),
+        ({"ns": "mirror.docker.io", "name": "alpine"}, "mirror.docker.io alpine"),
+        ({"name": "own.pkg.dev/x"}, "own.pkg.dev x"),
+        # a port only when the pattern has one; of a Host it may be ours
+        ({"ns": "a.corp.example:5000", "name": "x"}, "a.corp.example:5000 x"),
+        ({"ns": "a.corp.example", "name": "x"}, "a.corp.example x"),
+        ({"host": "a.corp.example:5000", "name": "x"}, "a.corp.example:5000 x"),
+        ({"host": "a.corp.example:5001", "name": "x"}, "a.corp.example x"),
+        # what is ours is ours, whatever matches it
+        ({"ns": "mirror.corp.example", "name": "local/x"}, "(local) local/x"),
+        ({"host": "mirror.corp.example", "name": "local/x"}, "(local) local/x"),
+        ({"host": "mirror.corp.example:8080", "name": "local/x"}, "(local) local/x"),
+        ({"host": "M.corp.example:5000", "name": "local/x"}, "(local) local/x"),
+        ({"prefix": "mirror.corp.example", "name": "local/x"}, "(local) local/x"),
+        ({"name": "mirror.corp.example/local/x"}, "(local) local/x"),
+        ({"host": "m.corp.example", "name": "local/x"}, "m.corp.example local/x"),
+        # what merely looks like it
+        ({"host": "pkg.dev", "name": "x/y"}, "docker.io x/y"),
+        ({"host": "a.b.pkg.dev", "name": "x/y"}, "docker.io x/y"),
+        ({"host": "", "name": "x/y"}, "docker.io x/y"),
+        ({"host": "a_b.pkg.dev", "name": "x/y"}, "docker.io x/y"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_pattern_matches_is_an_upstream_of_its_own(wide: Router, asked: dict[str, str], meant: str) -> None:
+    assert ask(wide, **asked) == meant
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "pkg.dev",
+        "a.b.pkg.dev",
+        ".pkg.dev",
+        "a..pkg.dev",
+        "-a.pkg.dev",
+        "a-.pkg.dev",
+        "a_b.pkg.dev",
+        "a.pkg.dev.",
+        "a.pkg.dev:443",
+        "a.pkg.dev:",
+        "a.pkg.dev.evil.example",
+        "evil.example#.pkg.dev",
+        "evil.example?.pkg.dev",
+        "evil.example\\.pkg.dev",
+        "us@evil.pkg.dev",
+        "evil.example/a.pkg.dev",
+        "a.pkg.dev\n",
+        "a.pkg.dev\x00",
+        "a b.pkg.dev",
+        "%61.pkg.dev",
+        "*.pkg.dev",
+        "é.pkg.dev",
+        "\u212a.pkg.dev",
+        f"{'a' * 64}.pkg.dev",
+        "a.corp.example:05000",
+        "a.corp.example:50001",
+        "[::1].pkg.dev",
+        f"{'.'.join(['a' * 60] * 4)}.corp.example",
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("by", ["ns", "prefix"])
+def test_the_world_stays_closed_for_all_else(wide: Router, host: str, by: str) -> None:
+    with pytest.raises(NameUnknown):
+        ask(wide, "p/x", **{by: host})
+    with pytest.raises(NameUnknown):
+        wide.check(ns=host if by == "ns" else None, prefix=host if by == "prefix" else None)
+
+
+def test_the_longest_names_of_hosts() -> None:
+    domain = ".".join(["a" * 61] * 3)
+    router = Router({f"*.{domain}": Upstream(url="https://{host}")}, None, [])
+    longest = f"{'a' * 63}.{domain}"
+    assert len(longest) == 249
+    assert ask(router, "x", ns=longest) == f"{longest} x"
+    wider = Router({f"*.a.{domain}a.bb": Upstream(url="https://{host}")}, None, [])
+    for room, known in ((253, True), (254, False)):
+        host = f"{'a' * (room - len(f'.a.{domain}a.bb'))}.a.{domain}a.bb"
+        assert len(host) == room
+        if known:
+            assert ask(wider, "x", ns=host) == f"{host} x"
+        else:
+            with pytest.raises(NameUnknown):
+                ask(wider, "x", ns=host)
+
+
+def test_without_a_name_docker_hub_matches_a_pattern_as_itself() -> None:
+    router = Router({"*.io": Upstream(url="https://{host}")}, None, [])
+    assert ask(router, "docker.io/alpine") == "docker.io library/alpine"
+    assert ask(router, "quay.io/alpine") == "quay.io alpine"
+
+
+def test_a_registry_as_a_whole_may_be_a_pattern_s(wide: Router) -> None:
+    wide.check(ns=EUROPE, prefix=None)
+    wide.check(ns=None, prefix=EUROPE.upper())

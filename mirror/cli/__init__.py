@@ -6,6 +6,7 @@ import click
 
 from mirror import __version__
 from mirror.cli.conformance import conformance
+from mirror.cli.pull import pull
 from mirror.cli.serve import serve
 from mirror.cli.store import store
 
@@ -28,3 +29,4 @@ def main(context: click.Context) -> None:
 main.add_command(serve)
 main.add_command(conformance)
 main.add_command(store)
+main.add_command(pull)

@@ -73,6 +73,35 @@ def test_help_of_serve_names_every_option_with_a_text() -> None:
         assert option in result.output
 
 
+def test_help_of_pull_names_every_option_with_a_text() -> None:
+    result = run("pull", "--help")
+    assert result.exit_code == 0
+    for option in (
+        "--platform OS/ARCH[/VARIANT]",
+        "--from FILE",
+        "--url URL",
+        "--config FILE",
+        "--root DIR",
+        "-u, --user NAME",
+        "--password-file FILE",
+        "--ca-file FILE",
+        "--jobs N",
+        "--json",
+    ):
+        assert option in result.output
+
+
+def test_help_waits_for_nothing_slow() -> None:
+    """What commands need is imported when they run."""
+    program = (
+        "import sys\nfrom click.testing import CliRunner\nfrom mirror.cli import main\n"
+        "assert CliRunner().invoke(main, ['pull', '--help']).exit_code == 0\n"
+        "print(*[name for name in ('aiohttp', 'rich', 'pydantic', 'jwt', 'bcrypt', 'yaml') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "\n", "")
+
+
 def test_defaults(served: list[Config], tmp_path: Path) -> None:
     assert run("serve").exit_code == 0
     assert served[0].listen == (ListenAddress("127.0.0.1", 5000),)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import access, cold, hits, lists, memory, pushes, single
+from tests.bench import access, cold, hits, lists, memory, outage, pushes, single
 from tests.bench.result import Result
 from tests.bench.settings import Settings
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "pushes": pushes.run,
     "lists": lists.run,
     "access": access.run,
+    "outage": outage.run,
 }
 
 

@@ -2,7 +2,8 @@
 
 Runs inside the namespace: ``python -m tests.clients.hub_server SETTINGS``. The fronts pass requests on to
 two CNCF Distribution processes; the hub's answers blobs by 307 to the CDN. While ``refuse`` is set, container
-clients that want content of a front get 403. The log has one JSON object per answered request.
+clients that want content of a front get 403. The hub can be given a limit of pulls, as Docker Hub has one. The log
+has one JSON object per answered request.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
@@ -25,18 +27,23 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from tests.clients.namespace import AUTH, CDN, CONTROL, GHCR, HUB
-from tests.clients.tokens import LIFETIME, Signer, access_of
+from tests.clients.tokens import LIFETIME, Signer, access_of, subject_of
 
 USER = "test:secret"
 CLIENTS = re.compile(r"(docker|containerd|containers|buildah|buildkit|skopeo|libpod|podman|cri-o)[/ ]", re.I)
 CONTENT = re.compile(r"/v2/(?!pushed/).+/(manifests|blobs|tags)/")
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-connection"}
 SLICE = 1 << 18  # bytes
+WINDOW = 21_600  # seconds
+USED_UP = (
+    "You have reached your pull rate limit. You may increase the limit by authenticating and upgrading: "
+    "https://www.docker.com/increase-rate-limit"
+)
 
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """One request as received, and what was answered. ``bytes``: body bytes sent."""
+    """One request as received, and what was answered. ``bytes``: body bytes sent. ``counted``: as a pull."""
 
     site: str
     method: str
@@ -49,6 +56,7 @@ class Entry:
     status: int | None = None
     bytes: int = 0
     complete: bool = False
+    counted: bool = False
 
 
 class Journal:
@@ -87,11 +95,48 @@ class Journal:
         return logged
 
 
+class PullLimit:
+    """Docker Hub's: GETs of manifests count, for each account and for each address without one; HEADs do not.
+
+    Both say what is left, and both are answered by 429 when that is nothing. Whoever has no token yet is let
+    through to be told where to get one.
+    """
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+        self._spent: Counter[str] = Counter()
+
+    def set(self, most: int | None) -> None:
+        """Begin to count anew; None is no limit."""
+        self._most = most
+        self._spent.clear()
+
+    def take(self, request: web.Request, entry: Entry) -> tuple[dict[str, str], web.Response | None]:
+        """Count a request where it counts. The headers its answer gets, and the answer when nothing is left."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self._most is None or not token or "/manifests/" not in entry.path or entry.method not in ("GET", "HEAD"):
+            return {}, None
+        who = subject_of(token) or str(request.remote)
+        left = self._most - self._spent[who]
+        if left and entry.method == "GET":
+            entry.counted = True
+            self._spent[who] += 1
+            left -= 1
+        elif not left:
+            error = {"code": "TOOMANYREQUESTS", "message": USED_UP}
+            return {}, web.json_response({"errors": [error]}, status=429, headers=self._headers(left, who))
+        return self._headers(left, who), None
+
+    def _headers(self, left: int, who: str) -> dict[str, str]:
+        limit, remaining = (f"{pulls};w={WINDOW}" for pulls in (self._most, left))
+        return {"ratelimit-limit": limit, "ratelimit-remaining": remaining, "docker-ratelimit-source": who}
+
+
 class Front:
     """The TLS front of one Distribution process."""
 
-    def __init__(self, journal: Journal, session: ClientSession, target: str) -> None:
-        self._journal, self._session, self._target = journal, session, target
+    def __init__(self, journal: Journal, session: ClientSession, target: str, limit: PullLimit) -> None:
+        self._journal, self._session, self._target, self._limit = journal, session, target, limit
 
     async def answer(self, request: web.Request, entry: Entry) -> web.StreamResponse:
         if self._journal.refuse and CLIENTS.match(entry.user_agent) and CONTENT.match(entry.path):
@@ -99,6 +144,9 @@ class Front:
             return web.json_response({"errors": [error]}, status=403)
         if self._journal.head_delay and request.method == "HEAD" and "/manifests/" in entry.path:
             await asyncio.sleep(self._journal.head_delay)
+        more, used_up = self._limit.take(request, entry)
+        if used_up is not None:
+            return used_up
         headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP)
         async with self._session.request(
             request.method,
@@ -110,6 +158,7 @@ class Front:
         ) as upstream:
             kept = ((k, v) for k, v in upstream.headers.items() if k.lower() not in HOP_BY_HOP)
             response = web.StreamResponse(status=upstream.status, headers=CIMultiDict(kept))
+            response.headers.update(more)
             entry.status = upstream.status
             await response.prepare(request)
             async for chunk in upstream.content.iter_chunked(SLICE):
@@ -187,8 +236,8 @@ class TokenServer:
 class Control:
     """Not part of the hub: switches, and waiting until nothing is being answered."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, limit: PullLimit) -> None:
+        self._journal, self._limit = journal, limit
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/idle":
@@ -197,6 +246,9 @@ class Control:
         elif request.path == "/set":
             self._journal.refuse = request.query["refuse"] == "1"
             self._journal.head_delay = float(request.query["head_delay"])
+        elif request.path == "/limit":
+            pulls = request.query.get("pulls")
+            self._limit.set(int(pulls) if pulls else None)
         return web.Response()
 
 
@@ -206,8 +258,9 @@ async def serve(settings: dict[str, str]) -> None:
     tls.load_cert_chain(settings["server"])
     no_limit = ClientTimeout(total=None, sock_connect=10)
     async with ClientSession(timeout=no_limit, auto_decompress=False, cookie_jar=DummyCookieJar()) as session:
-        hub = Front(journal, session, settings["hub"])
-        ghcr = Front(journal, session, settings["ghcr"])
+        limit = PullLimit()
+        hub = Front(journal, session, settings["hub"], limit)
+        ghcr = Front(journal, session, settings["ghcr"], PullLimit())
         auth = TokenServer(Signer(Path(settings["token"])))
         cdn = Cdn(Path(settings["files"]))
         sites = [
@@ -215,7 +268,7 @@ async def serve(settings: dict[str, str]) -> None:
             (AUTH, 443, tls, journal.handler("auth", auth.answer)),
             (GHCR, 443, tls, journal.handler("ghcr", ghcr.answer)),
             (CDN, 443, tls, journal.handler("cdn", cdn.answer)),
-            (CONTROL, 80, None, Control(journal).answer),
+            (CONTROL, 80, None, Control(journal, limit).answer),
         ]
         for address, port, context, handler in sites:
             app = web.Application()

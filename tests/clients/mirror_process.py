@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -43,21 +45,36 @@ class NotStarted:
 
 
 class MirrorProcess:
-    """``mirror serve`` with a root of its own. ``fresh_for``: how long a tag is fresh, as configured."""
+    """``mirror serve`` with a root of its own. ``fresh_for``: how long a tag is fresh, as configured.
 
-    def __init__(self, namespace: Namespace, directory: Path, *, workers: int = 1, fresh_for: str = "10m") -> None:
+    ``address``: where it listens. ``hub``: further settings of the upstream docker.io. ``others``: further upstreams,
+    by name, with their URLs.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        *,
+        workers: int = 1,
+        fresh_for: str = "10m",
+        address: str = ADDRESS,
+        hub: Mapping[str, object] | None = None,
+        others: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._namespace, self._directory = namespace, directory
+        self._address, self._hub = address, hub or {}
         directory.mkdir(parents=True)
-        self.url = f"http://{ADDRESS}"
+        self.url = f"http://{address}"
         self._config = directory / "mirror.yaml"
-        self._config.write_text(json.dumps(self._settings(workers, fresh_for), indent=2))  # JSON is YAML
+        self._config.write_text(json.dumps(self._settings(workers, fresh_for, others), indent=2))  # JSON is YAML
         self._process: Process | None = None
         self.start()
 
-    def _settings(self, workers: int, fresh_for: str) -> dict[str, object]:
+    def _settings(self, workers: int, fresh_for: str, others: Mapping[str, str]) -> dict[str, object]:
         ca_file, tags = str(self._namespace.ca_file), {"fresh_for": fresh_for}
         return {
-            "listen": ADDRESS,
+            "listen": self._address,
             "workers": workers,
             "storage": {"root": str(self._directory / "root")},
             "shutdown_delay": "0s",
@@ -67,8 +84,10 @@ class MirrorProcess:
                     "names": ["index.docker.io", "registry-1.docker.io"],
                     "ca_file": ca_file,
                     "tags": tags,
+                    **self._hub,
                 },
                 "ghcr.io": {"url": "https://ghcr.io", "ca_file": ca_file, "tags": tags},
+                **{name: {"url": url, "tags": tags} for name, url in others.items()},
             },
             "default_upstream": "docker.io",
         }
@@ -102,6 +121,10 @@ class MirrorProcess:
 
     def tail(self) -> str:
         return self._process.tail() if self._process is not None else ""
+
+    def lines(self) -> list[str]:
+        """Its log so far: all of it once it was stopped."""
+        return (self._directory / "mirror.log").read_text().splitlines()
 
 
 class OtherMirror:

@@ -11,7 +11,7 @@ import re
 import shutil
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import bcrypt
 import pytest
 
 from tests.clients.ca import Authority
-from tests.clients.images import MEDIA, Image
+from tests.clients.images import MEDIA, Blob, Image
 from tests.clients.namespace import PROJECT, CommandFailed, Namespace
 from tests.clients.processes import Process
 
@@ -98,12 +98,16 @@ class Registry:
             users.chmod(0o600)
             anonymous = "none" if access == "basic" else "pull"
             settings["access"] = {"htpasswd_file": str(users), "anonymous": anonymous}
-        config = directory / "mirror.yaml"
-        config.write_text(json.dumps(settings, indent=2))  # JSON is YAML
-        command = (sys.executable, "-m", "mirror", "serve", "--config", str(config))
-        env = {"PYTHONPATH": str(PROJECT)}
-        self._process: Process = namespace.start("registry", *command, env=env, log=directory / "registry.log")
-        self._process.wait_until("ready", lambda: self.ask("GET", "/readyz")[0] == 200)
+        self._config = directory / "mirror.yaml"
+        self._config.write_text(json.dumps(settings, indent=2))  # JSON is YAML
+        self._process = self._start()
+
+    def _start(self) -> Process:
+        command = (sys.executable, "-m", "mirror", "serve", "--config", str(self._config))
+        env, log = {"PYTHONPATH": str(PROJECT)}, self._directory / "registry.log"
+        process = self._namespace.start("registry", *command, env=env, log=log)
+        process.wait_until("ready", lambda: self.ask("GET", "/readyz")[0] == 200)
+        return process
 
     # ---- what it holds --------------------------------------------------------------------------------
 
@@ -159,6 +163,17 @@ class Registry:
         found: list[dict[str, Any]] = json.loads(data)["manifests"]
         return found
 
+    def tag(self, manifest: Blob, repository: str, tags: Sequence[str]) -> None:
+        """Give a manifest that is here these tags, all by one request. For a registry without logins."""
+        path = f"/v2/{repository}/manifests/{manifest.digest}?" + "&".join(f"tag={tag}" for tag in tags)
+
+        def put() -> int:
+            with closing(self._connection()) as connection:
+                connection.request("PUT", path, manifest.data, {"Content-Type": manifest.media_type})
+                return connection.getresponse().status
+
+        assert self._namespace.inside(put) == 201
+
     def assert_holds(self, image: Image, repository: str, tag: str) -> None:
         """Every platform of an image is here, byte for byte."""
         assert self.manifest(repository, tag)[0] == image.digest
@@ -188,6 +203,15 @@ class Registry:
         except Exception as exc:
             exc.add_note(f"the registry's log:\n{self._process.tail(12)}")
             raise
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Nothing answers here inside this block."""
+        self._process.kill()
+        try:
+            yield
+        finally:
+            self._process = self._start()
 
     def close(self) -> None:
         """End it and delete its root."""

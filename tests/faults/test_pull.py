@@ -246,8 +246,8 @@ def test_interrupted_it_says_what_is_done_and_loses_nothing(
     with pulling("--from", cluster.list, "--config", config, "--json") as process:
         assert cluster.wait_for(0.6, process)
         process.send_signal(number)
-        stopped = time.monotonic()
         stdout, stderr = process.communicate(timeout=30)
+    stopped = Kill.of(tmp_path / "root")
     assert process.returncode == code, stderr
     assert stderr.splitlines()[-1] == "mirror: interrupted; nothing is lost, the same command goes on from here"
     assert "Traceback" not in stderr

@@ -55,7 +55,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
     """
     try:
         root = await in_thread(open_root, config.storage.root)
-        gate = Gate(config.access, secret=root.secret, listen=config.listen)
+        gate = Gate(config.access, secret=root.secret, listen=[one.address for one in config.listen])
         await gate.start()
         metadata = SqliteMetadata(root.metadata, root.database)
         await metadata.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mirror.access.listeners import is_loopback
-from mirror.config import Access, ListenAddress, Upstream
+from mirror.config import Access, Listener, Upstream
 
 
 def open_upstreams(access: Access, upstreams: Mapping[str, Upstream]) -> list[str]:
@@ -19,9 +19,7 @@ def open_upstreams(access: Access, upstreams: Mapping[str, Upstream]) -> list[st
     ]
 
 
-def advice(
-    access: Access, upstreams: Mapping[str, Upstream], listen: Sequence[ListenAddress], *, tls: bool
-) -> list[str]:
+def advice(access: Access, upstreams: Mapping[str, Upstream], listen: Sequence[Listener]) -> list[str]:
     """Return a line for each thing that is allowed and is seldom meant: what, and what to do."""
     needed = "set access.anonymous: none" if access.htpasswd_file else "set access.htpasswd_file and anonymous: none"
     lines = [
@@ -29,8 +27,8 @@ def advice(
         "credentials away"
         for name in open_upstreams(access, upstreams)
     ]
-    plain = [str(one) for one in listen if not is_loopback(one.host)]
-    if access.htpasswd_file is not None and not tls and plain:
+    plain = [str(one.address) for one in listen if one.tls is None and not is_loopback(one.address.host)]
+    if access.htpasswd_file is not None and plain:
         lines.append(
             f"passwords cross the network in the clear at {', '.join(plain)}; set tls, or let a proxy on this machine "
             "do it and listen on 127.0.0.1"

@@ -69,6 +69,8 @@ from mirror.worker import WorkerContext
 
 READS = ("GET", "HEAD")
 UNLOGGED = ("healthz", "readyz", "metrics")
+ADMIN = web.AppKey("admin", web.Application)
+"""Where the application has the one for administrators, to be answered at the addresses of ``admin_listen``."""
 LOCAL = "local"
 """What is said in place of an upstream for our own repositories."""
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from mirror.config import Config, load_config
+from mirror.config import Config, Listener, load_config
 from mirror.prefetch import Login, Refused, Service, Trust, Unreachable, fingerprint
 from mirror.server.alone import serve_alone
 from mirror.server.owner import RootInUse, take_root
@@ -58,13 +58,14 @@ async def found(config_file: Path | None, root: str | None, login: Login | None)
 async def _serving(config: Config, login: Login | None, holder: str) -> Service:
     """Return the service that has the root. holder: who owns it, in words. Raises: StartupError."""
     given_here = await asyncio.to_thread(build_proof, config.storage.root)
-    tls = await asyncio.to_thread(_own_certificate, config)
     tried = []
     for listen in config.listen:
-        if not listen.port:
+        address = listen.address
+        if not address.port:
             continue
-        host = _ANY.get(listen.host, listen.host)
-        url = f"{'https' if config.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{listen.port}"
+        host = _ANY.get(address.host, address.host)
+        url = f"{listen.scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
+        tls = await asyncio.to_thread(_own_certificate, listen)
         try:
             async with Service(url, login=login, tls=tls) as service:
                 token = await service.token()
@@ -83,11 +84,11 @@ async def _serving(config: Config, login: Login | None, holder: str) -> Service:
     )
 
 
-def _own_certificate(config: Config) -> Trust:
+def _own_certificate(listen: Listener) -> Trust:
     """Return how to tell the configured service: by its very certificate, whatever names are in it. Blocks."""
-    if config.tls is None:
+    if listen.tls is None:
         return True
     try:
-        return fingerprint(config.tls.certificate.read_text())
+        return fingerprint(listen.tls.certificate.read_text())
     except (OSError, ValueError) as error:
-        raise StartupError(f"tls: cannot read {config.tls.certificate}: {error}") from error
+        raise StartupError(f"tls: cannot read {listen.tls.certificate}: {error}") from error

@@ -136,11 +136,19 @@ class _Finder:
         return None
 
     def _shortened(self, path: SettingPath) -> SettingPath:
-        """Leave out the indexes of lists that are written as one value."""
+        """Leave out what is not in the file: the indexes of lists, and the keys of sections, written as one value."""
         found: SettingPath = ()
+        data = self.document.data
         for part in path:
-            if not isinstance(part, int) or (*found, part) in self.document.values:
-                found = (*found, part)
+            if isinstance(part, int) and (*found, part) not in self.document.values:
+                continue
+            if isinstance(data, (str, int, float)):
+                break
+            found = (*found, part)
+            known = (isinstance(data, dict) and part in data) or (
+                isinstance(data, list) and isinstance(part, int) and part < len(data)
+            )
+            data = data[part] if known else None
         return found
 
 

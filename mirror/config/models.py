@@ -68,6 +68,38 @@ class Section(BaseModel):
 class Tls(Section):
     certificate: ReadableFile = Field(description="PEM file of the certificate and the chain after it.")
     key: ReadableFile = Field(description="PEM file of the certificate's private key.")
+    client_ca: ReadableFile | None = Field(
+        default=None,
+        description="PEM file of certificate authorities: clients must show a certificate one of them signed; "
+        "null asks for none.",
+    )
+
+
+class Listener(Section):
+    """Where clients are answered: an address, and whether TLS is spoken there."""
+
+    address: Listen = Field(description="HOST:PORT; IPv6 in brackets and quotes; port 0 takes a free one.")
+    tls: Tls | None = Field(
+        default=None, description="What to serve HTTPS with at this address, instead of tls at the top; null is plain."
+    )
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        return "https" if self.tls else "http"
+
+
+Listeners = Annotated[
+    tuple[Listener, ...], BeforeValidator(values.listeners), AfterValidator(values.distinct_addresses)
+]
+
+
+class Log(Section):
+    format: Literal["auto", "human", "json"] = Field(
+        default="auto", description="How lines look: human, json, or auto: human on a terminal, else json."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least a line must matter; warning and error leave out the lines of requests."
+    )
 
 
 def default_root() -> Path:
@@ -293,18 +325,27 @@ DEFAULT_UPSTREAM = "docker.io"
 
 
 class Config(Section):
-    listen: Annotated[
-        tuple[Listen, ...],
-        BeforeValidator(values.listen_addresses),
-        AfterValidator(values.distinct_addresses),
-    ] = Field(
-        default=(ListenAddress("127.0.0.1", 5000),),
-        description="HOST:PORT, or a list of them; IPv6 in brackets and quotes; port 0 takes a free one.",
+    tls: Tls | None = Field(
+        default=None, description="What to serve HTTPS with, where a listener says nothing else; null is plain HTTP."
     )
+    listen: Annotated[Listeners, AfterValidator(values.some_listener)] = Field(
+        default=(Listener(address=ListenAddress("127.0.0.1", 5000)),),
+        validate_default=True,
+        description="HOST:PORT, or a section with address and tls; or a list of them.",
+    )
+    admin_listen: Listeners = Field(
+        default=(),
+        description="As listen: where /metrics and what else is for administrators is answered, and no longer at "
+        "the addresses of listen; none given is there.",
+    )
+    trusted_proxies: tuple[ClientNetwork, ...] = Field(
+        default=(),
+        description="Networks of reverse proxies that are believed whom they ask for, by which scheme, host and path.",
+    )
+    log: Annotated[Log, _none_is_empty] = Field(default_factory=Log, description="How the service speaks.")
     workers: Annotated[int | Literal["auto"], BeforeValidator(values.workers)] = Field(
         default="auto", description="Worker processes, 1 to 256; auto: one for each CPU this service may use."
     )
-    tls: Tls | None = Field(default=None, description="What to serve HTTPS with; null is plain HTTP.")
     storage: Annotated[Storage, _none_is_empty] = Field(default_factory=Storage, description="Where things are kept.")
     offline: Switch = Field(
         default=False, description="Whether no upstream is ever asked: only what is kept is served."
@@ -358,6 +399,22 @@ class Config(Section):
             return data
         given = data.get("upstreams")
         return data | {"default_upstream": None} if isinstance(given, dict) and DEFAULT_UPSTREAM not in given else data
+
+    @field_validator("listen", "admin_listen", mode="after")
+    @classmethod
+    def _with_tls(cls, listeners: tuple[Listener, ...], info: ValidationInfo) -> tuple[Listener, ...]:
+        """Give every listener what it does not say itself."""
+        tls = info.data.get("tls")
+        return tuple(one if "tls" in one.model_fields_set else one.model_copy(update={"tls": tls}) for one in listeners)
+
+    @field_validator("admin_listen", mode="after")
+    @classmethod
+    def _listens_once(cls, listeners: tuple[Listener, ...], info: ValidationInfo) -> tuple[Listener, ...]:
+        taken = [one.address for one in info.data.get("listen", ())]
+        for one in listeners:
+            if one.address in taken and one.address.port:
+                raise values.wrong(f"{one.address} is in listen already", "give administrators a port of their own")
+        return listeners
 
     @field_validator("upstreams", mode="after")
     @classmethod

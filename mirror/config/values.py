@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationInfo
+from pydantic import BaseModel, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from mirror.config.problems import did_you_mean
@@ -240,20 +240,26 @@ def listen_address(value: Any) -> ListenAddress:
     return ListenAddress(str(ip_address(host[1:-1])) if host.startswith("[") else host, int(port))
 
 
-def listen_addresses(value: Any) -> Any:
-    """Take one address or a list of them."""
+def listeners(value: Any) -> Any:
+    """Take listeners as sections, or any of them as its address alone; one of them needs no list."""
     items = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not items:
-        raise wrong("expected at least one HOST:PORT")
-    return items
+    return tuple(one if isinstance(one, (dict, BaseModel)) else {"address": one} for one in items)
 
 
-def distinct_addresses(addresses: tuple[ListenAddress, ...]) -> tuple[ListenAddress, ...]:
+def distinct_addresses(found: tuple[Any, ...]) -> tuple[Any, ...]:
     """Check that no address is given twice."""
+    addresses = [one.address for one in found]
     for at, address in enumerate(addresses):
         if address in addresses[:at] and address.port:
             raise wrong(f"{address} is given twice")
-    return addresses
+    return found
+
+
+def some_listener(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Check that there is a listener at all."""
+    if not found:
+        raise wrong("expected at least one HOST:PORT")
+    return found
 
 
 def host_name(value: Any) -> str:

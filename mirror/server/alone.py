@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from mirror import metrics
-from mirror.config import Access, Config, ListenAddress
+from mirror.config import Access, Config, ListenAddress, Listener
 from mirror.logs import AccessLog
 from mirror.server.child import AppFactory
 from mirror.server.protocol import Runner
@@ -45,8 +45,10 @@ async def serve_alone(config: Config, build_app: AppFactory) -> AsyncIterator[Al
     own = config.model_copy(
         update={
             "access": Access(),
-            "listen": (ListenAddress(_LOOPBACK, 0),),
+            "listen": (Listener(address=ListenAddress(_LOOPBACK, 0)),),
+            "admin_listen": (),
             "tls": None,
+            "trusted_proxies": (),
             "packages": None,
             "workers": 1,
         }

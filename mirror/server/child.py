@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import signal
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,6 @@ class Job:
     workers: int
     board: Board
     reservations: Sequence[Reservation]
-    tls: ssl.SSLContext | None
     metrics: Path
     life: int
     report: int
@@ -122,7 +120,7 @@ async def _start(job: Job, access_log: AccessLog) -> Runner:
         )
         await runner.setup()
         for reservation in job.reservations:
-            await web.SockSite(runner, reservation.open(), ssl_context=job.tls, backlog=BACKLOG).start()
+            await web.SockSite(runner, reservation.open(), ssl_context=reservation.tls, backlog=BACKLOG).start()
     except (StartupError, RegistryError, OSError) as error:
         raise _Refused from error
     return runner

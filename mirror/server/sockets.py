@@ -27,14 +27,17 @@ _PATIENCE = 0.5  # seconds: processes of a service killed just now close their s
 class Reservation:
     """An address only this service's workers can listen on.
 
-    held: the socket that reserves it. address: as ``bind`` takes it, the port known.
+    held: the socket that reserves it. address: as ``bind`` takes it, the port known. tls: what is spoken there.
     """
 
     held: socket.socket
     address: tuple[Any, ...]
+    tls: ssl.SSLContext | None = None
 
-    def url(self, scheme: str) -> str:
-        """Return where to reach it; an unspecified address as it is."""
+    @property
+    def url(self) -> str:
+        """Where to reach it; an unspecified address as it is."""
+        scheme = "https" if self.tls else "http"
         host, port = self.address[:2]
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -87,6 +90,12 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
             raise StartupError(f"tls: cannot read {path}: {error.strerror}") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise StartupError(f"tls: cannot use client_ca {tls.client_ca}: {error}") from error
     context.set_alpn_protocols(["http/1.1"])
     try:
         # An encrypted key would make OpenSSL ask for its password on the terminal and wait.

@@ -13,9 +13,9 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from ssl import SSLContext
 from types import FrameType
 from typing import NoReturn
 
@@ -52,18 +52,19 @@ def serve(config: Config, build_app: child.AppFactory, *, hang_limit: float = HA
     with ExitStack() as stack:
         root = config.storage.root.absolute()
         stack.callback(os.close, take_root(root))
-        tls = tls_context(config.tls) if config.tls else None
+        contexts = {tls: tls_context(tls) for tls in {one.tls for one in config.listen} if tls}
         reservations = []
-        for listen in config.listen:
-            reservations.append(reserve(listen))
-            stack.callback(reservations[-1].held.close)
+        for listener in config.listen:
+            reservation = reserve(listener.address)
+            stack.callback(reservation.held.close)
+            reservations.append(replace(reservation, tls=contexts[listener.tls] if listener.tls else None))
         workers = worker_count(config.workers)
         folder = root / "run" / "metrics"
         try:
             metrics.prepare(folder, workers)
         except OSError as error:
             raise StartupError(f"cannot write to {folder}: {error.strerror}") from error
-        return _Supervisor(config, build_app, workers, reservations, tls, folder, hang_limit).run()
+        return _Supervisor(config, build_app, workers, reservations, folder, hang_limit).run()
 
 
 class _Supervisor:
@@ -75,14 +76,12 @@ class _Supervisor:
         build_app: child.AppFactory,
         workers: int,
         reservations: list[Reservation],
-        tls: SSLContext | None,
         folder: Path,
         hang_limit: float,
     ) -> None:
         self._config = config
         self._build_app = build_app
         self._reservations = reservations
-        self._tls = tls
         self._folder = folder
         self._hang_limit = hang_limit
         self._board = Board(workers)
@@ -175,7 +174,6 @@ class _Supervisor:
                     workers=len(self._slots),
                     board=self._board,
                     reservations=self._reservations,
-                    tls=self._tls,
                     metrics=self._folder,
                     life=self._life,
                     report=report,
@@ -199,10 +197,9 @@ class _Supervisor:
                 "workers": len(self._slots),
                 "upstreams": list(self._config.upstreams),
             }
-            url = reservation.url("https" if self._tls else "http")
-            log.info("listening on %s", url, extra={"fields": fields})
+            log.info("listening on %s", reservation.url, extra={"fields": fields})
         config = self._config
-        lines = advice(config.access, config.upstreams, config.listen, tls=config.tls is not None)
+        lines = advice(config.access, config.upstreams, config.listen)
         for line in chain(lines, *(warnings(name, upstream) for name, upstream in config.upstreams.items())):
             log.warning("%s", line)
 

@@ -354,7 +354,7 @@ def test_ipv4_and_ipv6_of_one_port_go_together() -> None:
     with make_socket(socket.AF_INET6) as unbound:
         assert unbound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     with first.held, reserve(ListenAddress("127.0.0.1", first.address[1])).held:
-        assert first.url("https") == f"https://[::1]:{first.address[1]}"
+        assert first.url == f"http://[::1]:{first.address[1]}"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from mirror.access.listeners import through_loopback
 from mirror.access.policy import Policy
 from mirror.access.tokens import TokenInvalid, Tokens
 from mirror.access.users import User, Users, parse_users
-from mirror.config import Access, Credentials, ListenAddress, Upstream
+from mirror.config import Access, Credentials, ListenAddress, Listener, Tls, Upstream
 from mirror.oci.errors import Busy, Denied, Unauthorized
 from mirror.worker import StartupError
 
@@ -788,7 +788,8 @@ def test_which_listener_a_connection_came_through(local: object, listen: str, ex
 
 OURS = Upstream(url="https://a", credentials=Credentials(username="u", password_file=Path("/secret")))
 THEIRS = Upstream(url="https://b")
-LOOPBACK, ANY = ListenAddress("127.0.0.1", 5000), ListenAddress("0.0.0.0", 5000)
+LOOPBACK, ANY = (Listener(address=ListenAddress(host, 5000)) for host in ("127.0.0.1", "0.0.0.0"))
+SAFE = Listener(address=ListenAddress("0.0.0.0", 5443), tls=Tls(certificate="/c", key="/k"))
 
 
 @pytest.mark.parametrize(
@@ -801,23 +802,23 @@ LOOPBACK, ANY = ListenAddress("127.0.0.1", 5000), ListenAddress("0.0.0.0", 5000)
 )
 def test_upstreams_anybody_reads_by_our_login(access: Access, expected: list[str]) -> None:
     assert open_upstreams(access, {"ours": OURS, "theirs": THEIRS}) == expected
-    lines = advice(access, {"ours": OURS, "theirs": THEIRS}, [LOOPBACK], tls=False)
+    lines = advice(access, {"ours": OURS, "theirs": THEIRS}, [LOOPBACK])
     assert [text.partition(":")[0] for text in lines] == [f"upstream {name}" for name in expected]
     assert all("anonymous: none" in text and "/secret" not in text for text in lines)
-    assert advice(access, {"theirs": THEIRS}, [LOOPBACK], tls=False) == []
+    assert advice(access, {"theirs": THEIRS}, [LOOPBACK]) == []
 
 
 @pytest.mark.parametrize(
-    ("access", "listen", "tls", "warned"),
+    ("access", "listen", "warned"),
     [
-        (Access(htpasswd_file=FILE), [LOOPBACK, ANY], False, True),
-        (Access(htpasswd_file=FILE), [ANY], True, False),
-        (Access(htpasswd_file=FILE), [LOOPBACK], False, False),
-        (Access(), [ANY], False, False),
+        (Access(htpasswd_file=FILE), [LOOPBACK, SAFE, ANY], True),
+        (Access(htpasswd_file=FILE), [SAFE], False),
+        (Access(htpasswd_file=FILE), [LOOPBACK], False),
+        (Access(), [ANY], False),
     ],
 )
-def test_passwords_in_the_clear(access: Access, listen: list[ListenAddress], tls: bool, warned: bool) -> None:
-    lines = advice(access, {}, listen, tls=tls)
+def test_passwords_in_the_clear(access: Access, listen: list[Listener], warned: bool) -> None:
+    lines = advice(access, {}, listen)
     assert len(lines) == warned
     for text in lines:
         assert text.startswith("passwords cross the network in the clear at 0.0.0.0:5000; set tls")

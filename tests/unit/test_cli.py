@@ -104,7 +104,7 @@ def test_help_waits_for_nothing_slow() -> None:
 
 def test_defaults(served: list[Config], tmp_path: Path) -> None:
     assert run("serve").exit_code == 0
-    assert served[0].listen == (ListenAddress("127.0.0.1", 5000),)
+    assert [one.address for one in served[0].listen] == [ListenAddress("127.0.0.1", 5000)]
     assert served[0].storage.root == tmp_path / "data" / "oci-mirror"
     assert served[0].workers == "auto"
     assert len(served[0].upstreams) == 8
@@ -130,7 +130,7 @@ def test_addresses_win_over_the_file(
     file.write_text("listen: [10.0.0.1:7000, 10.0.0.2:7000]\n")
     result = run("serve", "--config", str(file), *arguments)
     assert result.exit_code == 0, result.output
-    assert served[0].listen == tuple(ListenAddress(host, port) for host, port in expected)
+    assert [one.address for one in served[0].listen] == [ListenAddress(host, port) for host, port in expected]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from mirror.config import (
     Credentials,
     Limits,
     ListenAddress,
+    Listener,
+    Log,
     Mirror,
     Proxy,
     Push,
@@ -100,7 +102,7 @@ def test_without_a_file_everything_has_its_default(tmp_path: Path) -> None:
         shutdown_delay=5,
         drain_timeout=25,
     )
-    assert config.listen == (ListenAddress("127.0.0.1", 5000),)
+    assert config.listen == (Listener(address=ListenAddress("127.0.0.1", 5000)),)
 
 
 def test_the_builtin_upstreams() -> None:
@@ -158,15 +160,18 @@ def test_no_home_is_a_problem_only_when_a_root_is_needed(tmp_path: Path, monkeyp
 
 
 def test_every_setting_is_read(tmp_path: Path, loader: None) -> None:
-    for name in ("tls.crt", "tls.key", "corp.pem", "hub", "users"):
+    for name in ("tls.crt", "tls.key", "clients.pem", "b.crt", "key", "corp.pem", "hub", "users"):
         (tmp_path / name).write_text("x")
     (tmp_path / "images").mkdir()
     config = load(
         tmp_path,
         """
-listen: [0.0.0.0:5000, "[::1]:5001", localhost:0]
+listen: [0.0.0.0:5000, {address: "[::1]:5001", tls: null}, {address: localhost:0, tls: {certificate: b.crt, key: key}}]
+admin_listen: 127.0.0.1:5002
+trusted_proxies: [127.0.0.1, 10.0.0.0/8]
+log: {format: json, level: warning}
 workers: 4
-tls: {certificate: tls.crt, key: tls.key}
+tls: {certificate: tls.crt, key: tls.key, client_ca: clients.pem}
 storage: {root: data}
 upstreams:
   docker.io:
@@ -197,10 +202,20 @@ shutdown_delay: 0
 drain_timeout: 1.5m
 """,
     )
+    tls = Tls(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key", client_ca=tmp_path / "clients.pem")
     assert config == Config(
-        listen=(ListenAddress("0.0.0.0", 5000), ListenAddress("::1", 5001), ListenAddress("localhost", 0)),
+        listen=(
+            Listener(address=ListenAddress("0.0.0.0", 5000), tls=tls),
+            Listener(address=ListenAddress("::1", 5001), tls=None),
+            Listener(
+                address=ListenAddress("localhost", 0), tls=Tls(certificate=tmp_path / "b.crt", key=tmp_path / "key")
+            ),
+        ),
+        admin_listen=(Listener(address=ListenAddress("127.0.0.1", 5002), tls=tls),),
+        trusted_proxies=(ip_network("127.0.0.1/32"), ip_network("10.0.0.0/8")),
+        log=Log(format="json", level="warning"),
         workers=4,
-        tls=Tls(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key"),
+        tls=tls,
         storage=Storage(root=tmp_path / "data"),
         upstreams={
             "docker.io": Upstream(
@@ -233,7 +248,7 @@ drain_timeout: 1.5m
         shutdown_delay=0.0,
         drain_timeout=90.0,
     )
-    assert [str(address) for address in config.listen] == ["0.0.0.0:5000", "[::1]:5001", "localhost:0"]
+    assert [str(listener.address) for listener in config.listen] == ["0.0.0.0:5000", "[::1]:5001", "localhost:0"]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +367,7 @@ def test_overrides_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     plain = load(tmp_path, text)
     assert (plain.workers, plain.storage.root) == (2, tmp_path / "there")
     config = load(tmp_path, text, listen=["[::1]:2", "h:3"], workers=5, storage__root="here", drain_timeout=None)
-    assert config.listen == (ListenAddress("::1", 2), ListenAddress("h", 3))
+    assert [one.address for one in config.listen] == [ListenAddress("::1", 2), ListenAddress("h", 3)]
     assert config.workers == 5
     assert config.storage.root == tmp_path / "cwd" / "here"
     assert config.drain_timeout == 3
@@ -361,7 +376,7 @@ def test_overrides_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_overrides_without_a_file(tmp_path: Path) -> None:
     config = load_config(None, {"storage.root": str(tmp_path), "listen": "0.0.0.0:7", "workers": "auto"})
-    assert (config.storage.root, config.listen) == (tmp_path, (ListenAddress("0.0.0.0", 7),))
+    assert (config.storage.root, config.listen[0].address) == (tmp_path, ListenAddress("0.0.0.0", 7))
 
 
 def test_problems_of_overrides_are_at_the_command_line(tmp_path: Path) -> None:
@@ -445,7 +460,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
         [f'1:9: listen: {HOST_PORT} with an IPv6 address in brackets; write "[::1]:5000"'],
     ),
     "listen-none": ("listen: []\n", ["1:9: listen: expected at least one HOST:PORT"]),
-    "listen-item": ("listen:\n  - h:1\n  - {}\n", [f"3:5: listen[1]: {HOST_PORT}, got a mapping"]),
+    "listen-item": ("listen:\n  - h:1\n  - {}\n", ["3:5: listen[1].address: is required"]),
     "listen-twice": ("listen: [h:1, h:2, H:1]\n", ["1:9: listen: h:1 is given twice"]),
     # workers, units
     "workers-zero": ("workers: 0\n", ["1:10: workers: expected auto or a number from 1 to 256, got 0"]),
@@ -965,7 +980,7 @@ OFF = {"mirrors", "credentials", "allow", "proxy", "ca_file", "client_certificat
 
 def test_every_setting_has_a_description() -> None:
     upstreams = {Upstream, UpstreamDefaults, Mirror, Credentials, ClientCertificate, Proxy, Timeouts, Tags}
-    assert set(_sections()) == {Config, Tls, Storage, Limits, Push, Access} | upstreams
+    assert set(_sections()) == {Config, Tls, Listener, Log, Storage, Limits, Push, Access} | upstreams
     for section in _sections():
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
@@ -1030,11 +1045,12 @@ def test_the_commented_file_says_its_defaults_in_full() -> None:
 
 def test_the_commented_file_has_every_setting(tmp_path: Path) -> None:
     text, count = _OFF.subn(r"\1", EXAMPLE.read_text())
-    assert count == 30
+    assert count == 32
     # two-space comments under a heading that was commented out stand where they are: they are comments
     for name in (
         "/etc/mirror/tls.crt",
         "/etc/mirror/tls.key",
+        "/etc/mirror/clients.pem",
         "/etc/ssl/corp.pem",
         "/etc/ssl/mirror.pem",
         "/etc/mirror/client.crt",
@@ -1054,7 +1070,7 @@ def test_the_commented_file_has_every_setting(tmp_path: Path) -> None:
     config = load(tmp_path, text)
     docker = config.upstreams["docker.io"]
     sections = (config, config.tls, config.storage, docker, docker.tags, docker.timeouts, docker.client_certificate)
-    for section in (*sections, docker.proxy, *docker.mirrors, config.limits, config.push, config.access):
+    for section in (*sections, docker.proxy, *docker.mirrors, config.log, config.limits, config.push, config.access):
         assert section is not None
         assert section.model_fields_set == set(type(section).model_fields)
     assert config.storage.root == Path("/var/lib/mirror")
@@ -1074,4 +1090,31 @@ def test_the_commented_file_explains_every_setting() -> None:
             above = lines[at - 1].strip()
             inside = lines[at + 1].strip() if at + 1 < len(lines) else ""
             grouped = above.startswith("# ") or (lines[at].rstrip().endswith(":") and inside.startswith("#"))
-            assert grouped or lines[at].strip() in ("limits:", "tags:"), f"{name} has no comment"
+            assert grouped or lines[at].strip() in ("limits:", "tags:", "log:"), f"{name} has no comment"
+
+
+# ---- listeners ----
+
+
+def test_tls_holds_for_listeners_that_say_nothing_else(tmp_path: Path) -> None:
+    for name in ("crt", "key"):
+        (tmp_path / name).write_text("x")
+    config = load(
+        tmp_path,
+        "tls: {certificate: crt, key: key}\nadmin_listen: [h:2, {address: h:3, tls: null}]\n",
+    )
+    tls = Tls(certificate=tmp_path / "crt", key=tmp_path / "key")
+    assert [one.tls for one in (*config.listen, *config.admin_listen)] == [tls, tls, None]
+    assert [one.scheme for one in (*config.listen, *config.admin_listen)] == ["https", "https", "http"]
+
+
+def test_what_is_said_about_listeners(tmp_path: Path) -> None:
+    text = "listen: [h:1, {address: h:2, tsl: null}]\nadmin_listen: [h:3, h:3]\ntrusted_proxies: [nginx]\n"
+    assert problems(tmp_path, text) == [
+        'mirror.yaml:1:30: listen[1].tsl: unknown key; did you mean "tls"?',
+        "mirror.yaml:2:15: admin_listen: h:3 is given twice",
+        'mirror.yaml:3:19: trusted_proxies[0]: expected a network such as 10.0.0.0/8 or fd00::/8, got "nginx"',
+    ]
+    assert problems(tmp_path, "listen: h:1\nadmin_listen: h:1\n") == [
+        "mirror.yaml:2:15: admin_listen: h:1 is in listen already; give administrators a port of their own"
+    ]

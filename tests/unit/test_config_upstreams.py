@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "mirror-without-url": (up("mirrors: [{resolve: true}]"), ["4:15: upstreams.up.mirrors[0].url: is required"]),
     "mirror-as-a-word": (
         up("mirrors: [m]"),
-        ['4:15: upstreams.up.mirrors[0].url: expected a URL that begins with https:// or http://; write "https://m"'],
+        ['4:15: upstreams.up.mirrors[0]: expected a URL that begins with https:// or http://; write "https://m"'],
     ),
     "mirror-of-itself": (
         up("mirrors: [{url: 'http://up/'}]"),
@@ -276,12 +276,12 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "connect-zero": (up("timeouts: {connect: 0}"), ["4:25: upstreams.up.timeouts.connect: must be longer than 0s"]),
     "proxy-with-path": (
         up("proxy: http://p:1/x"),
-        ["4:5: upstreams.up.proxy.url: a proxy's URL has a host and a port, and no path"],
+        ["4:12: upstreams.up.proxy: a proxy's URL has a host and a port, and no path"],
     ),
     "proxy-as-a-word": (
         up("proxy: envrionment"),
         [
-            "4:5: upstreams.up.proxy.url: expected environment, none or a URL that begins with https:// or http://; "
+            "4:12: upstreams.up.proxy: expected environment, none or a URL that begins with https:// or http://; "
             'did you mean "environment"?'
         ],
     ),

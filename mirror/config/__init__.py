@@ -1,17 +1,17 @@
 """Typed settings: what can be set, what it means, and how a file becomes it.
 
-``models`` declares every setting once; ``values`` reads single ones; ``document`` reads YAML with places;
-``load`` puts them together; ``problems`` is what is said when something is wrong.
+``models`` declares every setting once; ``kinds`` and ``values`` say what single ones are; ``document`` reads YAML with
+places; ``load`` puts them together; ``problems`` is what is said when something is wrong, ``origins`` where each
+setting comes from.
 """
 
-from mirror.config.load import COMMAND_LINE, load_config
+from mirror.config.kinds import ByteCount, Duration
+from mirror.config.load import Loaded, load_config, read_config
 from mirror.config.models import (
     Access,
-    ByteCount,
     ClientCertificate,
     Config,
     Credentials,
-    Duration,
     Limits,
     Listener,
     Log,
@@ -28,6 +28,7 @@ from mirror.config.models import (
     builtin_upstreams,
     default_root,
 )
+from mirror.config.origins import COMMAND_LINE, Origin
 from mirror.config.problems import ConfigError, Problem
 from mirror.config.values import ListenAddress
 
@@ -43,8 +44,10 @@ __all__ = [
     "Limits",
     "ListenAddress",
     "Listener",
+    "Loaded",
     "Log",
     "Mirror",
+    "Origin",
     "Problem",
     "Proxy",
     "Push",
@@ -58,4 +61,5 @@ __all__ = [
     "builtin_upstreams",
     "default_root",
     "load_config",
+    "read_config",
 ]

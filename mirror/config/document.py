@@ -1,4 +1,4 @@
-"""YAML text → plain data, with the line and column of every key and value.
+"""YAML text → plain data, with the line and column of every key and value, and variables of the environment put in.
 
 Plain data is dict, list, str, int, float, bool and None. Refused, each with its place: keys given twice, keys that
 are not text, tags of other types, and documents that are deep or that become huge when their aliases are
@@ -8,12 +8,15 @@ written out. Nothing but plain data is ever made from a file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from mirror.config.environment import REFERENCE, substitute
 from mirror.config.problems import ConfigError, Path, Problem, dotted
 
 MAX_BYTES = 1024**2
@@ -23,6 +26,8 @@ MAX_VALUES = 50_000
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+_RESOLVER: Any = yaml.resolver.Resolver()
+_OWN_TAG = re.compile(r"(?:&\S+\s+)?!")
 _BARE_V6 = re.compile(r"\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]:\d")
 
 
@@ -34,14 +39,39 @@ class Place:
     column: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a value comes from that is not written in the file: it may be a secret, and is never repeated.
+
+    names: the variables of the environment, or () and the file it is in. text: the value as it is there. alone:
+    nothing of the value is in the file.
+    """
+
+    text: str = field(repr=False)
+    names: tuple[str, ...] = ()
+    file: FilePath | None = None
+    alone: bool = True
+
+    def __str__(self) -> str:
+        if self.file is not None:
+            return f"file {self.file}"
+        return ", ".join(f"${{{name}}}" for name in self.names)
+
+
 @dataclass(slots=True)
 class Document:
-    """A file as read. keys, values: where the key, or the value, of each path stands."""
+    """A file as read. keys, values: where the key, or the value, of each path stands.
+
+    sources: of the values that are not written in the file. named: the path as it is written there, of a setting that
+    is given by another key.
+    """
 
     file: str
     data: Any = None
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
+    sources: dict[Path, Source] = field(default_factory=dict)
+    named: dict[Path, Path] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, place: Place, path: Path, message: str, suggestion: str = "") -> Problem:
@@ -55,8 +85,8 @@ class Document:
         )
 
 
-def parse_document(file: str, raw: bytes) -> Document:
-    """Read a YAML file. file: its name in problems.
+def parse_document(file: str, raw: bytes, environ: Mapping[str, str]) -> Document:
+    """Read a YAML file. file: its name in problems. environ: what ``${NAME}`` stands for.
 
     Problems that leave the rest readable are in the result.
     Raises: ConfigError, with one problem, when it cannot be read at all.
@@ -74,7 +104,7 @@ def parse_document(file: str, raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_problem(document, text, error)]) from None
     if root is not None:
-        document.data = _Builder(document).value(root, (), ())
+        document.data = _Builder(document, text, environ).value(root, (), ())
     return document
 
 
@@ -129,16 +159,20 @@ def _syntax_problem(document: Document, text: str, error: yaml.MarkedYAMLError) 
         what, suggestion = "found a tab", "indent by spaces"
     elif what.startswith("found character"):  # one loader names the character, the other does not
         what, suggestion = "found a character that cannot begin a value", "put the text in quotes"
+    elif "flow" in str(error.context) and line[: place.column].endswith("${"):
+        what, suggestion = "found ${ within [ ] or { }", 'put it in quotes: "${NAME}"'
     elif _BARE_V6.search(line):
-        suggestion = 'put an IPv6 address in quotes: "[::1]:5000"'
+        what, suggestion = "found what begins as a list", 'put an IPv6 address in quotes: "[::1]:5000"'
     return document.problem(place, (), f"not valid YAML: {what}", suggestion)
 
 
 class _Builder:
     """Makes plain data of nodes, and notes places and problems in the document."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, text: str, environ: Mapping[str, str]) -> None:
         self.document = document
+        self.text = text
+        self.environ = environ
         self.count = 0
 
     def value(self, node: Node, path: Path, above: tuple[Node, ...]) -> Any:
@@ -222,33 +256,66 @@ class _Builder:
         return None
 
     def _scalar(self, node: Node, path: Path, place: Place) -> Any:
-        text = node.value
-        match node.tag.removeprefix(_TAG):
-            case "null":
-                return None
-            case "bool":
-                known = yaml.SafeLoader.bool_values.get(text.lower())
-                if known is not None:
-                    return known
-            case "int" if ":" in text:  # 5000:60 was a number of base 60 in YAML 1.1; nobody means that
-                return text
-            case "float" if ":" in text:
-                return text
-            case "int" | "float" as tag:
-                try:
-                    return _number(tag, text)
-                except ValueError:
-                    pass
-            case "str" | "timestamp" | "value":
-                return text
-        self.document.problems.append(
-            self.document.problem(place, path, "expected plain text, a number, true, false or null")
-        )
-        return _Refused()
+        if isinstance(node, ScalarNode) and REFERENCE in node.value:
+            return self._from_environment(node, path, place)
+        return self._plain(node.tag, node.value, path, place)
+
+    def _from_environment(self, node: ScalarNode, path: Path, place: Place) -> Any:
+        """Put variables in. A value without quotes, and without a tag, then means what YAML says it means."""
+        found = substitute(node.value, self.environ)
+        for message, suggestion in found.problems:
+            if path[-1:] == ("password",):  # a default would be a password that is written in the file
+                suggestion = suggestion.partition(", or")[0]
+            self.document.problems.append(self.document.problem(place, path, message, suggestion))
+        if found.problems:
+            return REFUSED
+        tag = node.tag
+        if found.names:
+            self.document.sources[path] = Source(text=found.text, names=found.names, alone=found.alone)
+            if not node.style and not _OWN_TAG.match(self.text, node.start_mark.index):
+                tag = implied_tag(found.text)
+        return self._plain(tag, found.text, path, place)
+
+    def _plain(self, tag: str, text: str, path: Path, place: Place) -> Any:
+        try:
+            return scalar(tag, text)
+        except ValueError:
+            self.document.problems.append(self.document.problem(place, path, NOT_PLAIN))
+            return REFUSED
+
+
+NOT_PLAIN = "expected plain text, a number, true, false or null"
+
+
+def implied_tag(text: str) -> str:
+    """Return the tag that a value has when it is written without quotes."""
+    return str(_RESOLVER.resolve(ScalarNode, text.strip(), (True, False)))
+
+
+def scalar(tag: str, text: str) -> Any:
+    """Return what the text of a value means. Raises: ValueError when that is no plain data."""
+    match tag.removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            known = yaml.SafeLoader.bool_values.get(text.strip().lower())
+            if known is None:
+                raise ValueError
+            return known
+        case "int" | "float" if ":" in text:  # 5000:60 was a number of base 60 in YAML 1.1; nobody means that
+            return text
+        case "int" | "float" as kind:
+            return _number(kind, text.strip())
+        case "str" | "timestamp" | "value" | "merge":
+            return text
+    raise ValueError
 
 
 class _Refused:
     """Stands for a value that already has its problem."""
+
+
+REFUSED = _Refused()
 
 
 def is_refused(value: Any) -> bool:

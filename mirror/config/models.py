@@ -10,9 +10,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.functional_validators import AfterValidator
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from mirror.config import values
 from mirror.config.agreement import (
@@ -22,47 +31,53 @@ from mirror.config.agreement import (
     proxy_disagreements,
     upstream_disagreements,
 )
+from mirror.config.kinds import (
+    ByteCount,
+    ClientNetwork,
+    Count,
+    DockerConfigFile,
+    Duration,
+    DurationOrUnlimited,
+    FilePath,
+    FolderPath,
+    Glob,
+    HeadersDuration,
+    HelperName,
+    HostName,
+    Listen,
+    Network,
+    Password,
+    ProxyUrl,
+    PullGlob,
+    Rate,
+    ReadableFile,
+    Retries,
+    SecretFile,
+    Share,
+    SomeDuration,
+    Switch,
+    Text,
+    UpstreamName,
+    UpstreamUrl,
+    Url,
+    UsersFile,
+    Workers,
+)
+from mirror.config.schema import as_in_a_file
 from mirror.config.values import ListenAddress
-
-Text = Annotated[str, BeforeValidator(values.text)]
-Switch = Annotated[bool, BeforeValidator(values.switch)]
-Duration = Annotated[float, BeforeValidator(values.duration)]
-SomeDuration = Annotated[float, BeforeValidator(values.some_duration)]
-DurationOrUnlimited = Annotated[float | None, BeforeValidator(values.duration_or_unlimited)]
-ByteCount = Annotated[int, BeforeValidator(values.byte_count)]
-HostName = Annotated[str, BeforeValidator(values.host_name)]
-Url = Annotated[str, BeforeValidator(values.url)]
-Network = Annotated[values.Network, BeforeValidator(values.network)]
-ClientNetwork = Annotated[values.Network, BeforeValidator(values.client_network)]
-Glob = Annotated[str, BeforeValidator(values.local_glob)]
-UpstreamName = Annotated[str, BeforeValidator(values.upstream_name)]
-PullGlob = Annotated[str, BeforeValidator(values.pull_glob)]
-HelperName = Annotated[str, BeforeValidator(values.helper_name)]
-HeadersDuration = Annotated[float, BeforeValidator(values.headers_duration)]
-Share = Annotated[float, BeforeValidator(values.share)]
-Rate = Annotated[int | None, BeforeValidator(values.rate)]
-Count = Annotated[int | None, BeforeValidator(values.count_or_unlimited)]
-ProxyUrl = Annotated[str, BeforeValidator(values.proxy_url)]
-Retries = Annotated[int, BeforeValidator(values.retries)]
-Listen = Annotated[ListenAddress, BeforeValidator(values.listen_address)]
-FilePath = Annotated[Path, BeforeValidator(values.file_path)]
-FolderPath = Annotated[Path, BeforeValidator(values.readable_folder)]
-ReadableFile = Annotated[Path, BeforeValidator(values.readable_file)]
-SecretFile = Annotated[Path, BeforeValidator(values.secret_file)]
-DockerConfigFile = Annotated[Path, BeforeValidator(values.docker_config_file)]
-UsersFile = Annotated[Path, BeforeValidator(values.users_file)]
 
 _none_is_empty = BeforeValidator(lambda value: {} if value is None else value)
 """A section whose every line is commented out reads as null: it has its defaults."""
-
-_one_or_many = BeforeValidator(values.one_or_many)
-"""A list of sections, or the only one of them without the list."""
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and a key it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return as_in_a_file(cls, handler.resolve_ref_schema(handler(core)))
 
 
 class Tls(Section):
@@ -89,7 +104,9 @@ class Listener(Section):
 
 
 Listeners = Annotated[
-    tuple[Listener, ...], BeforeValidator(values.listeners), AfterValidator(values.distinct_addresses)
+    tuple[Listener, ...],
+    BeforeValidator(values.listeners, json_schema_input_type=Listen | Listener | tuple[Listen | Listener, ...]),
+    AfterValidator(values.distinct_addresses),
 ]
 
 
@@ -121,10 +138,17 @@ class Storage(Section):
 
 
 class Credentials(Section):
-    """One account, given in one of three ways: user and password file; a docker config.json; a credential helper."""
+    """One account, given in one of three ways: user and password; a docker config.json; a credential helper."""
 
     username: Text | None = Field(default=None, description="User name at the upstream.")
-    password_file: SecretFile | None = Field(default=None, description="File that holds the password or token.")
+    password: Password | None = Field(
+        default=None,
+        repr=False,
+        description="Password or token, as ${NAME} of the environment: it is never written into the file.",
+    )
+    password_file: SecretFile | None = Field(
+        default=None, description="File that holds the password or token, read again when it changes."
+    )
     docker_config: DockerConfigFile | None = Field(
         default=None,
         description="File in the format of docker's config.json: auths, credHelpers and credsStore are used.",
@@ -132,6 +156,13 @@ class Credentials(Section):
     helper: HelperName | None = Field(
         default=None, description="Name of a credential helper: the program docker-credential-<name> is asked."
     )
+
+
+Accounts = Annotated[
+    tuple[Credentials, ...],
+    BeforeValidator(values.one_or_many, json_schema_input_type=Credentials | tuple[Credentials, ...]),
+]
+"""A list of accounts, or the only one of them without the list."""
 
 
 class Timeouts(Section):
@@ -156,12 +187,23 @@ class Proxy(Section):
         "none: no proxy."
     )
     username: Text | None = Field(default=None, description="User name at the proxy.")
-    password_file: SecretFile | None = Field(default=None, description="File that holds the password for the proxy.")
+    password: Password | None = Field(
+        default=None,
+        repr=False,
+        description="Password for the proxy, as ${NAME} of the environment: it is never written into the file.",
+    )
+    password_file: SecretFile | None = Field(
+        default=None, description="File that holds the password for the proxy, read again when it changes."
+    )
+
+
+OptionalProxy = Annotated[Proxy | None, BeforeValidator(values.proxy, json_schema_input_type=ProxyUrl | Proxy | None)]
+"""A proxy as a section, or its URL alone."""
 
 
 class Mirror(Section):
     url: Url = Field(description="Base URL of the mirror, http or https, without /v2.")
-    credentials: Annotated[tuple[Credentials, ...], _one_or_many] = Field(
+    credentials: Accounts = Field(
         default=(), description="What to log in with there, and nowhere else; none is anonymous."
     )
     realms: tuple[HostName, ...] = Field(
@@ -173,6 +215,13 @@ class Mirror(Section):
     insecure: Switch = Field(default=False, description="Whether its TLS certificate is taken unchecked.")
     send_ns: Switch = Field(default=True, description="Whether requests say the upstream's name, as ?ns=.")
     resolve: Switch = Field(default=False, description="Whether it is also asked what tags point at.")
+
+
+Mirrors = Annotated[
+    tuple[Mirror, ...],
+    BeforeValidator(values.mirrors, json_schema_input_type=Url | Mirror | tuple[Url | Mirror, ...]),
+]
+"""A list of mirrors, each a section or its URL alone; one of them needs no list."""
 
 
 class Tags(Section):
@@ -197,10 +246,8 @@ class Tags(Section):
 class UpstreamDefaults(Section):
     """What every upstream has; given under ``upstream_defaults``, it holds for those that do not say otherwise."""
 
-    mirrors: Annotated[tuple[Mirror, ...], BeforeValidator(values.mirrors)] = Field(
-        default=(), description="Mirrors of it, asked first, in order, for content by digest."
-    )
-    credentials: Annotated[tuple[Credentials, ...], _one_or_many] = Field(
+    mirrors: Mirrors = Field(default=(), description="Mirrors of it, asked first, in order, for content by digest.")
+    credentials: Accounts = Field(
         default=(), description="Account to log in with, or a list of them; none is anonymous."
     )
     quota_floor: Share = Field(
@@ -214,7 +261,7 @@ class UpstreamDefaults(Section):
         default=(), description="Patterns of what may not be pulled, repository[:tag]; wins over allow."
     )
     offline: Switch = Field(default=False, description="Whether it is never asked: only what is kept is served.")
-    proxy: Annotated[Proxy | None, BeforeValidator(values.proxy)] = Field(
+    proxy: OptionalProxy = Field(
         default=None, description="Proxy to reach it by; null is what the setting proxy at the top says."
     )
     ca_file: ReadableFile | None = Field(
@@ -259,7 +306,7 @@ class UpstreamDefaults(Section):
 
 
 class Upstream(UpstreamDefaults):
-    url: Annotated[str, BeforeValidator(values.upstream_url)] = Field(
+    url: UpstreamUrl = Field(
         description="Base URL of the registry, http or https, without /v2; {host} in it is what a pattern matched."
     )
     names: tuple[HostName, ...] = Field(
@@ -343,14 +390,14 @@ class Config(Section):
         description="Networks of reverse proxies that are believed whom they ask for, by which scheme, host and path.",
     )
     log: Annotated[Log, _none_is_empty] = Field(default_factory=Log, description="How the service speaks.")
-    workers: Annotated[int | Literal["auto"], BeforeValidator(values.workers)] = Field(
+    workers: Workers = Field(
         default="auto", description="Worker processes, 1 to 256; auto: one for each CPU this service may use."
     )
     storage: Annotated[Storage, _none_is_empty] = Field(default_factory=Storage, description="Where things are kept.")
     offline: Switch = Field(
         default=False, description="Whether no upstream is ever asked: only what is kept is served."
     )
-    proxy: Annotated[Proxy | None, BeforeValidator(values.proxy)] = Field(
+    proxy: OptionalProxy = Field(
         default=None, description="Proxy to reach upstreams by, those that say nothing else; null is none."
     )
     upstream_defaults: Annotated[UpstreamDefaults, _none_is_empty] = Field(
@@ -410,10 +457,14 @@ class Config(Section):
     @field_validator("admin_listen", mode="after")
     @classmethod
     def _listens_once(cls, listeners: tuple[Listener, ...], info: ValidationInfo) -> tuple[Listener, ...]:
-        taken = [one.address for one in info.data.get("listen", ())]
-        for one in listeners:
-            if one.address in taken and one.address.port:
-                raise values.wrong(f"{one.address} is in listen already", "give administrators a port of their own")
+        hint = "give administrators a port of their own"
+        for address in (one.address for one in listeners):
+            for taken in (one.address for one in info.data.get("listen", ())):
+                if address == taken and address.port:
+                    raise values.wrong(f"{address} is in listen already", hint, quiet="is in listen already")
+                if address.meets(taken):
+                    message = f"{address} has addresses in common with {taken} in listen"
+                    raise values.wrong(message, hint, quiet="has addresses in common with those in listen")
         return listeners
 
     @field_validator("upstreams", mode="after")
@@ -436,7 +487,7 @@ class Config(Section):
             proxy_disagreements(("proxy",), self.proxy.model_dump() if self.proxy else None),
             access_disagreements(self.access.model_dump(exclude_unset=True)),
         )
-        for path, message, suggestion in found:
+        for path, message, suggestion, _ in found:
             raise PydanticCustomError(
                 DISAGREEMENT, "{message}", {"message": message, "suggestion": suggestion, "path": path}
             )

@@ -1,7 +1,8 @@
 """What single settings look like in a file, and what they become: durations, sizes, addresses, names.
 
 Each function takes what YAML or Python code gave and returns the value, or raises what ``wrong`` makes: a
-message that says what is expected. A message never repeats a value that may hold a secret.
+message that says what is expected. A message never repeats a value that may hold a secret; what is said when the value
+is not written in the file repeats nothing of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationInfo
+from pydantic import BaseModel, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from mirror.config.problems import did_you_mean
@@ -44,14 +45,39 @@ _TAG_GLOB = re.compile(r"[A-Za-z0-9._*-]{1,128}", re.ASCII)
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", re.ASCII)
 
+_WEBSITES = ("hub.docker.com", "docker.com", "www.docker.com", "docker.io", "www.docker.io")
+
 HOST_PLACE = "{host}"
 """What stands in a pattern's URL for the host that was matched."""
 _ANY_HOST = "host-that-was-matched"
 
 
-def wrong(message: str, suggestion: str = "") -> PydanticCustomError:
-    """Make the error of a value that cannot be used."""
-    return PydanticCustomError("setting", "{message}", {"message": message, "suggestion": suggestion})
+WITHOUT_QUOTES = "write it without quotes"
+"""A suggestion that repeats nothing of the value."""
+
+
+def wrong(message: str, suggestion: str = "", *, quiet: str | None = None) -> PydanticCustomError:
+    """Make the error of a value that cannot be used.
+
+    quiet: the message when the value may not be repeated; needed where the message has something of it.
+    """
+    said = {"message": message, "suggestion": suggestion, "quiet": message if quiet is None else quiet}
+    return PydanticCustomError("setting", "{message}", said)
+
+
+def expected(what: str, value: Any, suggestion: str = "") -> PydanticCustomError:
+    """Make the error of a value that is something else than expected."""
+    return wrong(f"expected {what}, got {_shown(value)}", suggestion, quiet=f"expected {what}")
+
+
+def _reworded(error: PydanticCustomError, old: str, new: str, suggestion: str | None = None) -> PydanticCustomError:
+    """Return an error that ``wrong`` made, in other words."""
+    said = {key: str(value) for key, value in (error.context or {}).items()}
+    return wrong(
+        said["message"].replace(old, new),
+        said["suggestion"] if suggestion is None else suggestion,
+        quiet=said["quiet"].replace(old, new),
+    )
 
 
 def kind(value: Any) -> str:
@@ -71,6 +97,11 @@ def kind(value: Any) -> str:
             return "a list"
         case _:
             return f"a {type(value).__name__}"
+
+
+def _unquoted(value: Any) -> str:
+    """Suggest to take the quotes off a number."""
+    return WITHOUT_QUOTES if isinstance(value, str) and value.strip().isdecimal() else ""
 
 
 def text(value: Any) -> str:
@@ -102,7 +133,7 @@ def duration(value: Any) -> float:
         seconds = float(Decimal(found[1]) * _SECONDS[found[2] or "s"])
     if seconds is None or math.isnan(seconds):
         note = "it cannot be unlimited" if value == "unlimited" else ""
-        raise wrong(f"expected a duration such as 500ms, 60s, 5m, 2h or 1d, got {_shown(value)}", note)
+        raise expected("a duration such as 500ms, 60s, 5m, 2h or 1d", value, note)
     if seconds < 0:
         raise wrong("a duration cannot be negative")
     if seconds > MAX_SECONDS:
@@ -125,27 +156,28 @@ def duration_or_unlimited(value: Any) -> float | None:
     try:
         return duration(value)
     except PydanticCustomError as error:
-        message = str((error.context or {})["message"])
-        raise wrong(message.replace("or 1d,", "or 1d, or unlimited,")) from None
+        raise _reworded(error, "or 1d", "or 1d, or unlimited", "") from None
 
 
 def byte_count(value: Any) -> int:
-    """Read a size of at least one byte: ``4MiB`` (1024s), ``10GB`` (1000s); a plain number is in bytes."""
+    """Read a size of at least one byte: ``4MiB`` (binary), ``10GB`` (decimal); a plain number is in bytes."""
     size: Decimal | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = Decimal(value)
     elif isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
         unit = found[2].lower()
         if unit in ("k", "m", "g", "t", "p"):
-            letter = unit.upper()
+            letter, number = unit.upper(), Decimal(found[1])
+            binary, decimal = (f"{number * _BYTES[unit + ending]:,f}" for ending in ("ib", "b"))
             raise wrong(
                 f"the unit {letter} can mean two things",
-                f'write "{found[1]}{letter}iB" (1024s) or "{found[1]}{letter}B" (1000s)',
+                f'write "{found[1]}{letter}iB" ({binary} bytes) or "{found[1]}{letter}B" ({decimal} bytes)',
+                quiet="a unit of one letter can mean two things",
             )
         if unit in _BYTES:
             size = Decimal(found[1]) * _BYTES[unit]
     if size is None:
-        raise wrong(f"expected a size such as 512KiB, 4MiB or 10GB, got {_shown(value)}")
+        raise expected("a size such as 512KiB, 4MiB or 10GB", value)
     if size != size.to_integral_value():
         raise wrong("expected a whole number of bytes")
     if not 1 <= size <= MAX_BYTES:
@@ -157,13 +189,15 @@ def workers(value: Any) -> Any:
     """Check for ``auto`` or 1 to 256."""
     if value == "auto" or (type(value) is int and 1 <= value <= 256):
         return value
-    raise wrong(f"expected auto or a number from 1 to 256, got {_shown(value)}")
+    raise expected("auto or a number from 1 to 256", value, _unquoted(value))
 
 
 def switch(value: Any) -> bool:
     """Check for true or false."""
     if not isinstance(value, bool):
-        raise wrong(f"expected true or false, got {_shown(value)}")
+        word = value.strip().lower() if isinstance(value, str) else ""
+        hint = WITHOUT_QUOTES if word in ("true", "false", "yes", "no", "on", "off") else ""
+        raise expected("true or false", value, hint or did_you_mean(word, ("true", "false")))
     return value
 
 
@@ -176,6 +210,16 @@ class ListenAddress:
 
     host: str
     port: int
+
+    def meets(self, other: ListenAddress) -> bool:
+        """Say whether no two sockets can listen on both: 0.0.0.0 is every IPv4 address, and :: every IPv6 one.
+
+        What names stand for is not looked up.
+        """
+        if self.port != other.port or not self.port or (":" in self.host) != (":" in other.host):
+            return False
+        hosts = {self.host, other.host}
+        return len(hosts) == 1 or (bool(hosts & {"0.0.0.0", "::"}) and all(map(_is_ip, hosts)))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -232,7 +276,7 @@ def listen_address(value: Any) -> ListenAddress:
         hint = f'write "[{whole}]:{last}"' if _is_v6(whole) and _PORT.fullmatch(last) else ""
         raise wrong("expected HOST:PORT with an IPv6 address in brackets", hint)
     if not _is_host(host):
-        raise wrong(f"expected HOST:PORT such as 127.0.0.1:5000 or [::1]:5000, got {_shown(value)}")
+        raise expected("HOST:PORT such as 127.0.0.1:5000 or [::1]:5000", value)
     if port is None:
         raise wrong("expected HOST:PORT, got no port", f'write "{host}:5000"')
     if not _PORT.fullmatch(port) or int(port) > 65535:
@@ -247,11 +291,18 @@ def listeners(value: Any) -> Any:
 
 
 def distinct_addresses(found: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Check that no address is given twice."""
+    """Check that no address is given twice, nor is part of another."""
     addresses = [one.address for one in found]
     for at, address in enumerate(addresses):
-        if address in addresses[:at] and address.port:
-            raise wrong(f"{address} is given twice")
+        for earlier in addresses[:at]:
+            if address == earlier and address.port:
+                raise wrong(f"{address} is given twice", quiet="an address is given twice")
+            if address.meets(earlier):
+                raise wrong(
+                    f"{address} and {earlier} have addresses in common",
+                    "leave one of them out, or give it a port of its own",
+                    quiet="two of them have addresses in common",
+                )
     return found
 
 
@@ -275,7 +326,7 @@ def host_name(value: Any) -> str:
         inner = name.partition("://")[2].partition("/")[0].lower()
         hint = f'did you mean "{inner}"?' if _is_host_port(inner) else ""
         raise wrong("expected host or host:port, got a URL", hint)
-    raise wrong(f"expected host or host:port such as docker.io or registry.example.net:5000, got {_shown(name)}")
+    raise expected("host or host:port such as docker.io or registry.example.net:5000", name)
 
 
 def url(value: Any) -> str:
@@ -301,6 +352,12 @@ def url(value: Any) -> str:
     place = parts.netloc.lower()
     if not _is_host_port(place):
         raise wrong("expected a URL with a host, or host and port")
+    if place in _WEBSITES:
+        raise wrong(
+            f"{place} is a website and not the registry of Docker Hub",
+            'write "https://registry-1.docker.io"',
+            quiet="a website and not the registry of Docker Hub",
+        )
     path = parts.path.rstrip("/")
     if path.endswith("/v2"):
         raise wrong('"/v2" is added to the URL with each request', 'leave out the "/v2" at its end')
@@ -326,7 +383,7 @@ def client_network(value: Any) -> Network:
         except ValueError:
             found = None
     if found is None:
-        raise wrong(f"expected a network such as 10.0.0.0/8 or fd00::/8, got {_shown(value)}")
+        raise expected("a network such as 10.0.0.0/8 or fd00::/8", value)
     if _address_of(value) != str(found.network_address):
         raise wrong("the address has bits set beyond the length of its network", f'did you mean "{found}"?')
     return found
@@ -351,10 +408,8 @@ def upstream_name(value: Any) -> str:
     """Check the name of an upstream: a host, or a pattern of hosts in which ``*`` is any part of one label."""
     if isinstance(value, str) and "*" in value:
         if "**" in value or not _is_host_port(value.replace("*", "x")):
-            raise wrong(
-                f"expected a pattern of hosts such as *.pkg.dev, got {_shown(value)}",
-                "* stands for any part of one label" if "**" in value else "",
-            )
+            note = "* stands for any part of one label" if "**" in value else ""
+            raise expected("a pattern of hosts such as *.pkg.dev", value, note)
         if value.partition(":")[0].rpartition(".")[2].strip("*") == "" or "." not in value:
             raise wrong("a pattern needs a domain", "write for instance *.example.net: the world stays closed")
         return value
@@ -410,13 +465,14 @@ def proxy_url(value: Any) -> str:
     try:
         found = url(value)
     except PydanticCustomError as error:
-        context = error.context or {}
-        message, suggestion = str(context["message"]), str(context["suggestion"])
-        if "credentials" in message:
+        suggestion = None
+        if "credentials" in str((error.context or {})["message"]):
             suggestion = "give the proxy as a section: url, username and password_file"
+        elif isinstance(value, str) and "environment".startswith(value.lower() or "?"):
+            suggestion = 'did you mean "environment"?'
         elif isinstance(value, str) and (meant := did_you_mean(value, ("environment", "none"), cutoff=0.75)):
             suggestion = meant
-        raise wrong(message.replace("expected a URL", "expected environment, none or a URL"), suggestion) from None
+        raise _reworded(error, "expected a URL", "expected environment, none or a URL", suggestion) from None
     if urlsplit(found).path:
         raise wrong("a proxy's URL has a host and a port, and no path")
     return found
@@ -441,7 +497,7 @@ def share(value: Any) -> float:
         meant = value * 100 if value < 1 else value
         raise wrong("expected a share such as 10%", f'write "{meant:g}%"')
     if found is None or float(found[1]) > 100:
-        raise wrong(f"expected a share from 0% to 100%, got {_shown(value)}")
+        raise expected("a share from 0% to 100%", value)
     return float(found[1]) / 100
 
 
@@ -453,9 +509,7 @@ def rate(value: Any) -> int | None:
     try:
         return byte_count(size)
     except PydanticCustomError as error:
-        context = error.context or {}
-        message = str(context["message"]).replace("a size such as 512KiB, 4MiB or 10GB", "a rate such as 20MB/s")
-        raise wrong(message, str(context["suggestion"])) from None
+        raise _reworded(error, "a size such as 512KiB, 4MiB or 10GB", "a rate such as 20MB/s") from None
 
 
 def count_or_unlimited(value: Any) -> int | None:
@@ -464,14 +518,14 @@ def count_or_unlimited(value: Any) -> int | None:
         return None
     if type(value) is int and 1 <= value <= 10_000:
         return value
-    raise wrong(f"expected a number from 1 to 10000, or unlimited, got {_shown(value)}")
+    raise expected("a number from 1 to 10000, or unlimited", value, _unquoted(value))
 
 
 def retries(value: Any) -> int:
     """Check for a number from 0 to 10."""
     if type(value) is int and 0 <= value <= 10:
         return value
-    raise wrong(f"expected a number from 0 to 10, got {_shown(value)}")
+    raise expected("a number from 0 to 10", value, _unquoted(value))
 
 
 def headers_duration(value: Any) -> float:
@@ -519,7 +573,7 @@ def readable_file(value: Any, info: ValidationInfo) -> Path:
     """Read the path of a file that is there and can be read; looked at only while loading."""
     found = file_path(value, info)
     if isinstance(info.context, Loading) and (reason := unreadable(found)):
-        raise wrong(f"{json.dumps(str(found), ensure_ascii=False)}: {reason}")
+        raise wrong(f"{json.dumps(str(found), ensure_ascii=False)}: {reason}", quiet=reason)
     return found
 
 
@@ -527,15 +581,21 @@ def readable_folder(value: Any, info: ValidationInfo) -> Path:
     """Read the path of a folder that is there; looked at only while loading."""
     found = file_path(value, info)
     if isinstance(info.context, Loading) and not found.is_dir():
-        raise wrong(
-            f"{json.dumps(str(found), ensure_ascii=False)}: {'is no folder' if found.exists() else 'no such folder'}"
-        )
+        reason = "is no folder" if found.exists() else "no such folder"
+        raise wrong(f"{json.dumps(str(found), ensure_ascii=False)}: {reason}", quiet=reason)
     return found
 
 
 def secret_file(value: Any, info: ValidationInfo) -> Path:
     """Do as ``readable_file`` and keep quiet about the path: it is where people write the secret itself."""
     return _quiet_file(value, info, "expected the path of a file that holds the password")
+
+
+def password(value: Any, info: ValidationInfo) -> SecretStr:
+    """Take a password: while a file is loaded only one that is not written there, which comes as a ``SecretStr``."""
+    if isinstance(info.context, Loading) and not isinstance(value, SecretStr):
+        raise wrong("a password is never written into this file", "give password_file, or ${NAME} of the environment")
+    return SecretStr(text(value.get_secret_value() if isinstance(value, SecretStr) else value))
 
 
 def docker_config_file(value: Any, info: ValidationInfo) -> Path:
@@ -548,10 +608,10 @@ def users_file(value: Any, info: ValidationInfo) -> Path:
     return _quiet_file(value, info, "expected the path of a file of users, made by htpasswd -B")
 
 
-def _quiet_file(value: Any, info: ValidationInfo, expected: str) -> Path:
+def _quiet_file(value: Any, info: ValidationInfo, what: str) -> Path:
     found = file_path(value, info)
     if isinstance(info.context, Loading) and (reason := unreadable(found)):
-        raise wrong(f"{reason}", expected)
+        raise wrong(reason, what)
     return found
 
 

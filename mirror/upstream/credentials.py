@@ -60,8 +60,30 @@ def account_of(credentials: config.Credentials, url: URL, *, clock: Callable[[],
     if credentials.helper is not None:
         server = docker_config.server_of(url)
         return Helper(credentials.helper, server, setting="credentials.helper", clock=clock)
+    if credentials.password is not None:
+        return FixedPassword(credentials.username or "", credentials.password.get_secret_value())
     assert credentials.password_file is not None
     return PasswordFile(credentials.username or "", credentials.password_file)
+
+
+class FixedPassword:
+    """An ``Account``: a user and a password that stay what they are; both come from the settings."""
+
+    setting = "credentials.password"
+
+    def __init__(self, username: str, password: str) -> None:
+        self.label = username
+        self._login = Password(username, password)
+
+    async def login(self) -> Login | None:
+        """Return user and password."""
+        return self._login
+
+    def refused(self) -> None:
+        """Do nothing: there is no other password."""
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 class PasswordFile:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Protocol
@@ -98,8 +99,14 @@ def proxies(settings: config.Proxy | None, environ: Mapping[str, str]) -> Proxie
     if settings is None or settings.url == "none":
         return _One(None)
     if settings.url == "environment":
-        return Environment(environ, username=settings.username, password_file=settings.password_file)
-    return _One(Proxy(URL(settings.url), username=settings.username, password_file=settings.password_file))
+        return Environment(environ, login=_login(settings))
+    return _One(_login(settings)(URL(settings.url)))
+
+
+def _login(settings: config.Proxy) -> Callable[[URL], Proxy]:
+    """Return what makes a proxy of its URL: with the login that the settings have."""
+    password = None if settings.password is None else settings.password.get_secret_value()
+    return functools.partial(Proxy, username=settings.username, password=password, password_file=settings.password_file)
 
 
 class _One:
@@ -119,17 +126,14 @@ class Environment:
     none. This machine itself (localhost, loopback addresses) is always reached directly.
     """
 
-    def __init__(
-        self, environ: Mapping[str, str], *, username: str | None = None, password_file: Path | None = None
-    ) -> None:
-        """username, password_file: the login at a proxy whose URL holds none."""
+    def __init__(self, environ: Mapping[str, str], *, login: Callable[[URL], Proxy] = Proxy) -> None:
+        """login: makes a proxy of a URL that holds none."""
         self._values = {
             name: value
             for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy")
             if (value := (environ.get(name, "").strip() or environ.get(name.upper(), "").strip()))
         }
-        self._username = username
-        self._password_file = password_file
+        self._login = login
         self._direct = Exceptions(self._values.get("no_proxy", ""))
         self._known: dict[str, Proxy] = {}
 
@@ -154,7 +158,7 @@ class Environment:
         bare = URL.build(scheme=url.scheme, host=url.host or "", port=url.port)
         if url.user is not None:
             return Proxy(bare, username=url.user, password=url.password)
-        return Proxy(bare, username=self._username, password_file=self._password_file)
+        return self._login(bare)
 
 
 class Exceptions:

@@ -161,6 +161,22 @@ async def test_a_password_file_that_was_changed_counts_at_once(tmp_path: Path) -
         assert {request.status for request in hub.requests(part="manifests")} == {200}
 
 
+async def test_a_password_of_the_settings_that_is_refused_names_its_setting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Ecr(SECRET)
+    async with serving(hub, tmp_path) as (service, images):
+        async with service.running(Credentials(username="AWS", password=SECRET)):
+            await service.pulled(*images)
+        hub.users["AWS"] = "another"
+        hub.add_image(NAME, "more")
+        async with service.running(Credentials(username="AWS", password=SECRET)):
+            answer = await service.workers[0].get(manifest_path("more"))
+            assert (answer.status, answer.code) == (403, "DENIED")
+            assert "credentials.password under upstreams.up" in told(answer)
+    assert SECRET not in log_of(caplog)
+
+
 # ---- Google ----
 
 

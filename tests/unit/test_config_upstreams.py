@@ -21,6 +21,7 @@ from mirror.config import (
     UpstreamDefaults,
     load_config,
 )
+from tests.settings_schema import refused
 
 SECRET = "s3cr3t"
 
@@ -30,7 +31,9 @@ def load(tmp_path: Path, text: str) -> Config:
         (tmp_path / name).write_text("x")
     path = tmp_path / "mirror.yaml"
     path.write_text(text)
-    return load_config(path)
+    config = load_config(path)
+    assert refused(text) == [], "what loads is right by the schema"
+    return config
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
@@ -259,7 +262,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "rate-with-half-a-unit": (
         up("rate: 20M/s"),
-        ['4:11: upstreams.up.rate: the unit M can mean two things; write "20MiB" (1024s) or "20MB" (1000s)'],
+        [
+            '4:11: upstreams.up.rate: the unit M can mean two things; write "20MiB" (20,971,520 bytes) or "20MB" '
+            "(20,000,000 bytes)"
+        ],
     ),
     "connections-none": (
         up("connections: 0"),
@@ -345,7 +351,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "defaults-with-url": (
         "upstream_defaults: {url: 'http://a'}",
-        ['1:21: upstream_defaults.url: unknown key; did you mean "proxy.url"?'],
+        ["1:21: upstream_defaults.url: unknown key; url is each upstream's own"],
     ),
     "defaults-said-once": (
         "upstream_defaults: {retries: -1}\nupstreams: {a: {url: 'http://a'}, b: {url: 'http://b'}}\n",

@@ -200,6 +200,19 @@ def test_what_is_said_of_other_registries_need_make_no_sense() -> None:
     assert find(raw.encode(), QUAY) == ROBOT
 
 
+# ---- passwords of the settings ----
+
+
+async def test_a_password_of_the_settings_stays() -> None:
+    account = account_of(Credentials(username="robot", password=SECRET), QUAY)
+    assert await account.login() == Password("robot", SECRET)
+    account.refused()
+    assert await account.login() == Password("robot", SECRET)
+    assert (account.label, account.setting) == ("robot", "credentials.password")
+    assert SECRET not in f"{account!r} {vars(account)!r}"
+    await account.close()
+
+
 # ---- files ----
 
 

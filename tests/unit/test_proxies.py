@@ -185,6 +185,14 @@ async def test_a_login_in_the_environment_comes_before_the_settings(tmp_path: Pa
         assert str(found.url) == "http://p:1"
 
 
+@pytest.mark.parametrize("url", ["http://p:1", "environment"])
+async def test_a_password_of_the_settings(url: str) -> None:
+    settings = config.Proxy(url=url, username="robot", password="p:w")
+    found = proxies(settings, {"HTTPS_PROXY": "http://p:1"}).way_to(URL("https://hub.test/"))
+    assert found is not None
+    assert await found.authorization() == basic("robot:p:w")
+
+
 @pytest.mark.parametrize("raw", [None, b"\xff\xfe"], ids=["gone", "not text"])
 async def test_a_password_that_cannot_be_read(tmp_path: Path, raw: bytes | None) -> None:
     path = tmp_path / "password"

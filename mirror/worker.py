@@ -20,8 +20,10 @@ class StartupError(Exception):
 class WorkerContext:
     """One worker process among its equals.
 
-    slot: 0 to workers - 1; a worker that replaces a dead one has its slot. workers: how many there are.
+    slot: where it counts, no other living worker's; one that replaces a dead one has its slot. workers: how many
+    there are of its configuration. leading: it is the one among them to do what is to be done once.
     stopping: says whether the service is going to stop, for ``/readyz``; costs nothing, true in all workers at once.
+    retired: says whether workers of a newer configuration have taken over, and this one only ends what it has begun.
     """
 
     slot: int
@@ -29,3 +31,5 @@ class WorkerContext:
     metrics: Metrics
     stopping: Callable[[], bool]
     access_log: AccessLog = field(default_factory=AccessLog)
+    leading: bool = False
+    retired: Callable[[], bool] = lambda: False

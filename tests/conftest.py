@@ -76,7 +76,7 @@ PRIMARY_KEY_READS = ("mirror/metadata/database.py", {"one"})
 """The one place that may read the database on the loop: single rows by primary key, from the page cache."""
 
 
-LOG_LINES = ("mirror/logs.py", {"write"})
+LOG_LINES = ("mirror/logs/output.py", {"write"})
 """Where lines go out, in batches; pipes and terminals are written to without waiting."""
 
 

@@ -100,7 +100,14 @@ async def start_mirror(config: Config, *, slot: int = 0, ssl: ssl_module.SSLCont
     """Start one worker. ssl: what it speaks TLS with."""
     metrics = await asyncio.to_thread(Metrics, config.storage.root / "run" / "metrics", slot)
     lines = Lines()
-    context = WorkerContext(slot=slot, workers=4, metrics=metrics, stopping=lambda: started.stopping, access_log=lines)
+    context = WorkerContext(
+        slot=slot,
+        workers=4,
+        leading=slot == 0,
+        metrics=metrics,
+        stopping=lambda: started.stopping,
+        access_log=lines,
+    )
     app = await build_app(config, context)
 
     async def close(_: web.Application) -> None:

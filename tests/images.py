@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import mirror.upstream.client
-import mirror.wiring
+import mirror.wiring.answering
+import mirror.wiring.service
+import mirror.wiring.upstreams
 from mirror.registry.pulled_lists import PulledLists
 from mirror.registry.tags import TagResolver
 from mirror.upstream.client import RegistryClient
@@ -40,8 +42,8 @@ class Clock:
 def use_clock(patch: pytest.MonkeyPatch) -> Clock:
     """Let mirrors started from now on judge the age of tags, lists and quotas by a clock of the test's."""
     clock = Clock()
-    patch.setattr(mirror.wiring, "TagResolver", functools.partial(TagResolver, clock=clock))
-    patch.setattr(mirror.wiring, "PulledLists", functools.partial(PulledLists, clock=clock))
+    patch.setattr(mirror.wiring.answering, "TagResolver", functools.partial(TagResolver, clock=clock))
+    patch.setattr(mirror.wiring.service, "PulledLists", functools.partial(PulledLists, clock=clock))
     patch.setattr(mirror.upstream.client, "Quota", functools.partial(Quota, clock=clock))
     return clock
 
@@ -49,7 +51,7 @@ def use_clock(patch: pytest.MonkeyPatch) -> Clock:
 def use_client(patch: pytest.MonkeyPatch, *, timeouts: Timeouts | None = None, **arguments: Any) -> None:
     """Let mirrors started from now on ask upstreams with other time limits, or another resolver."""
     made = functools.partial(RegistryClient, timeouts=timeouts, **arguments)
-    patch.setattr(mirror.wiring, "RegistryClient", made)
+    patch.setattr(mirror.wiring.upstreams, "RegistryClient", made)
 
 
 def config_for(tmp_path: Path, hub: FakeUpstream, *, limits: Any = None, **upstream: Any) -> Any:

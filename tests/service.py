@@ -27,9 +27,9 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> 
 
 
 class Service:
-    """One running service. url: where it answers."""
+    """One running service. url: where it answers; to be given when it is not told to say so."""
 
-    def __init__(self, config: Path, log: Path) -> None:
+    def __init__(self, config: Path, log: Path, url: str | None = None) -> None:
         self.log = log
         with log.open("ab") as output:
             start = output.tell()
@@ -46,8 +46,17 @@ class Service:
                     return str(message.split()[2])
             return None
 
-        self.url = wait_until(listening, "the service listens")
-        self.netloc = self.url.removeprefix("http://")
+        self.netloc = (url or wait_until(listening, "the service listens")).removeprefix("http://")
+        self.url = f"http://{self.netloc}"
+        if url is not None:
+            wait_until(self._answers, "the service answers")
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self.log.read_text()
+        try:
+            return self.get("/healthz")[0] == 200
+        except OSError:
+            return False
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -87,12 +96,14 @@ class Service:
                 raise
         return self._process.returncode
 
-    def get(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    def get(
+        self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None
+    ) -> tuple[int, bytes]:
         """Ask over a connection of its own; return the status and what came of the body."""
         host, _, port = self.netloc.partition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=60)
         try:
-            connection.request(method, path, headers=headers or {})
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             try:
                 return response.status, response.read()
@@ -120,9 +131,9 @@ def write_config(folder: Path, upstreams: dict[str, Any], *, workers: int = 4, *
 
 
 @contextlib.contextmanager
-def service(config: Path) -> Iterator[Service]:
-    """Run the service, and end it whatever happens."""
-    running = Service(config, config.parent / "mirror.log")
+def service(config: Path, *, url: str | None = None) -> Iterator[Service]:
+    """Run the service, and end it whatever happens. url: as of ``Service``."""
+    running = Service(config, config.parent / "mirror.log", url)
     try:
         yield running
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 
 from mirror.access.listeners import is_loopback
 from mirror.config import Access, Listener, Upstream
@@ -19,7 +20,18 @@ def open_upstreams(access: Access, upstreams: Mapping[str, Upstream]) -> list[st
     ]
 
 
-def advice(access: Access, upstreams: Mapping[str, Upstream], listen: Sequence[Listener]) -> list[str]:
+def strangers(access: Access, users: Iterable[str]) -> list[tuple[str, str]]:
+    """Return those who are given rights and are no users: the setting, and the name, each once."""
+    given = (("push", access.push or ()), ("admin", access.admin))
+    return [(f"access.{setting}", name) for setting, names in given for name in sorted(set(names) - set(users))]
+
+
+def advice(
+    access: Access,
+    upstreams: Mapping[str, Upstream],
+    listen: Sequence[Listener],
+    trusted_proxies: Sequence[IPv4Network | IPv6Network] = (),
+) -> list[str]:
     """Return a line for each thing that is allowed and is seldom meant: what, and what to do."""
     needed = "set access.anonymous: none" if access.htpasswd_file else "set access.htpasswd_file and anonymous: none"
     lines = [
@@ -33,4 +45,10 @@ def advice(access: Access, upstreams: Mapping[str, Upstream], listen: Sequence[L
             f"passwords cross the network in the clear at {', '.join(plain)}; set tls, or let a proxy on this machine "
             "do it and listen on 127.0.0.1"
         )
+    lines += [
+        f"trusted_proxies: {network} is everybody, so any client may say that it is another; list the addresses of the "
+        "proxies"
+        for network in trusted_proxies
+        if network.prefixlen == 0
+    ]
     return lines

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mirror.access.authenticators import Passwords
 from mirror.access.credentials import Login, Malformed, Token, parse_authorization
@@ -27,7 +28,7 @@ from mirror.worker import StartupError
 log = logging.getLogger("mirror.access")
 
 TOKEN_PATH = "/v2/_mirror/auth/token"
-"""Where tokens are given, below the base URL."""
+"""Where tokens are given."""
 SERVICE = "mirror"
 """Whom our tokens are for."""
 AGAIN = 60.0
@@ -35,6 +36,21 @@ AGAIN = 60.0
 _INVALID = "invalid_token"
 _BASIC = 'Basic realm="mirror"'
 _SCOPE = re.compile(r"[A-Za-z0-9._:/,*-]{1,1000}")
+
+
+class LoginCounts(Protocol):
+    """Counts what clients show, when it is looked into and not just recognized."""
+
+    def login(self, result: str) -> None:
+        """Count a password or a token. result: "accepted" or "refused"."""
+
+    def token_issued(self) -> None:
+        """Count a token given."""
+
+
+class NoLoginCounts:
+    def login(self, result: str) -> None: ...
+    def token_issued(self) -> None: ...
 
 
 class Gate:
@@ -48,9 +64,11 @@ class Gate:
         listen: Sequence[ListenAddress] = (),
         service: str = SERVICE,
         clock: Callable[[], float] = time.monotonic,
+        counts: LoginCounts | None = None,
     ) -> None:
         """Prepare. secret: of the root, so that workers and restarts agree. listen: where the service listens."""
         self._settings = settings
+        self._counts = counts or NoLoginCounts()
         self._policy = Policy(settings)
         self._listen = tuple(listen)
         self._service = service
@@ -88,6 +106,10 @@ class Gate:
         """Say whether ``admit`` lets this through whoever asks, so that it need not be asked."""
         return self._open and (action is Action.PULL or action is Action.LOGIN)
 
+    def check_client(self, client: str) -> None:
+        """Let clients of the allowed networks pass. client: an IP address. Raises: Denied (403 DENIED)."""
+        self._policy.check_client(client)
+
     def through_loopback(self, local: object) -> bool:
         """Say whether a connection came through a listener on loopback. local: its own address (getsockname)."""
         return through_loopback(local, self._listen)
@@ -98,15 +120,17 @@ class Gate:
         authorization: str | None,
         client: str | None,
         loopback: bool,
-        base: str,
+        realm: str,
         action: Action,
         scope: str | None,
+        passed_on: bool = False,
     ) -> Principal:
         """Let a request through.
 
-        authorization: its header. client: the IP address it comes from. loopback: whether through a listener that
-        only this machine reaches. base: the URL the client knows us by, without a path. scope: what a token would be
-        asked for, ``repository:<name>:pull,push``, None for nothing in particular.
+        authorization: its header. client: the IP address it comes from. loopback: whether it is of this machine, by a
+        listener that only this machine reaches. realm: the URL at which the client gets tokens. scope: what a token
+        would be asked for, ``repository:<name>:pull,push``, None for nothing in particular. passed_on: whether
+        somebody passed it on who may have got it from anywhere.
         Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
         """
         if self.admits_anybody(action):
@@ -114,7 +138,7 @@ class Gate:
         policy = self._policy
         policy.check_client(client)
         if self._users is None:
-            policy.check(ANONYMOUS, action, loopback=loopback)
+            policy.check(ANONYMOUS, action, loopback=loopback, passed_on=passed_on)
             return ANONYMOUS
         principal, by_token = ANONYMOUS, False
         if authorization is not None:
@@ -124,12 +148,12 @@ class Gate:
             try:
                 principal, by_token = (known, False) if known else await self._identify(authorization, client)
             except _Refused as refused:
-                raise self._unauthorized(str(refused), base, scope, refused.error) from None
+                raise self._unauthorized(str(refused), realm, scope, refused.error) from None
         if policy.check(principal, action, loopback=loopback):
             return principal
         if by_token and action is Action.LOGIN and policy.anonymous_pull:
             return principal  # a token of ours, if only of anybody
-        raise self._unauthorized("log in to do this", base, scope, "insufficient_scope" if by_token else "")
+        raise self._unauthorized("log in to do this", realm, scope, "insufficient_scope" if by_token else "")
 
     async def issue(
         self, *, authorization: str | None = None, login: Login | None = None, client: str | None
@@ -138,6 +162,11 @@ class Gate:
 
         Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
         """
+        issued = await self._issue(authorization, login, client)
+        self._counts.token_issued()
+        return issued
+
+    async def _issue(self, authorization: str | None, login: Login | None, client: str | None) -> Issued:
         self._policy.check_client(client)
         if self._users is None:
             return self._tokens.issue(None)
@@ -164,26 +193,30 @@ class Gate:
                 try:
                     claims = self._tokens.verify(text)
                 except TokenInvalid:
+                    self._counts.login("refused")
                     raise _Refused("the token is none of ours, or is over; ask for a new one", _INVALID) from None
                 if claims.name is None:
                     return ANONYMOUS, True
                 assert self._users is not None
                 user = self._users.get(claims.name)
                 if user is None or self._tokens.fingerprint(user) != claims.fingerprint:
+                    self._counts.login("refused")
                     raise _Refused("the token's user or password is no more; log in again", _INVALID)
+                self._counts.login("accepted")
                 return self._recent.put(header, user, min(AGAIN, self._tokens.seconds_left(claims))), True
 
     async def _user(self, login: Login, client: str | None) -> User:
         assert self._passwords is not None
         user = await self._passwords.verify(login, client)
+        self._counts.login("refused" if user is None else "accepted")
         if user is None:
             raise _Refused("the user name or the password is wrong")
         return user
 
-    def _unauthorized(self, message: str, base: str, scope: str | None, error: str = "") -> Unauthorized:
+    def _unauthorized(self, message: str, realm: str, scope: str | None, error: str = "") -> Unauthorized:
         if not self._bearer:
             return Unauthorized(message, challenge=_BASIC)
-        challenge = f'Bearer realm="{base}{TOKEN_PATH}",service="{self._service}"'
+        challenge = f'Bearer realm="{realm}",service="{self._service}"'
         if scope is not None and _SCOPE.fullmatch(scope):  # made of a path, which may hold anything
             challenge += f',scope="{scope}"'
         if error:

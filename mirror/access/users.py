@@ -84,11 +84,11 @@ class Users:
 
     async def _look(self) -> None:
         try:
-            self._take(await asyncio.get_running_loop().run_in_executor(None, _read, self._path, self._raw))
+            self._take(await asyncio.get_running_loop().run_in_executor(None, read_users, self._path, self._raw))
         finally:
             self._looking = None
 
-    def _take(self, found: _Found | None) -> None:
+    def _take(self, found: Found | None) -> None:
         failure = found.failure if found is not None else ""
         for complaint in sorted((found.complaints if found is not None else frozenset()) - self._complaints):
             log.error("access.htpasswd_file: %s, %s", self._path, complaint)
@@ -148,7 +148,7 @@ def _problem(name: bytes, colon: bytes, hashed: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
     """A file as it was read. failure: why it cannot be used; "" when it can."""
 
     raw: bytes = field(default=b"", repr=False)
@@ -157,7 +157,7 @@ class _Found:
     failure: str = ""
 
 
-def _read(path: Path, known: bytes | None) -> _Found | None:
+def read_users(path: Path, known: bytes | None = None) -> Found | None:
     """Read the file; None when it is what is known. Blocks.
 
     It is compared whole: times and sizes of files are too coarse to show a change right after another. And it is
@@ -174,12 +174,12 @@ def _read(path: Path, known: bytes | None) -> _Found | None:
             if raw == previous:
                 break
     except _Unusable as error:
-        return _Found(failure=str(error))
+        return Found(failure=str(error))
     except OSError as error:
-        return _Found(failure=f"cannot be read ({error.strerror})")
+        return Found(failure=f"cannot be read ({error.strerror})")
     users, complaints = parse_users(raw)
     failure = "has no line that can be used" if complaints and not users else ""
-    return _Found(raw=raw, users=users, complaints=complaints, failure=failure)
+    return Found(raw=raw, users=users, complaints=complaints, failure=failure)
 
 
 class _Unusable(Exception):

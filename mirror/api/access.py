@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from urllib.parse import parse_qs
 
@@ -12,22 +11,23 @@ from aiohttp import web
 from mirror.access.credentials import Login
 from mirror.access.gate import TOKEN_PATH, Gate
 from mirror.access.identity import ANONYMOUS, Action, Principal
+from mirror.api.caller import Caller, base_url, was_passed_on
 from mirror.api.incoming import RequestBody, read_all
 from mirror.oci.errors import Denied
 
-__all__ = ["TOKEN_PATH", "admit", "base_url", "token"]
+__all__ = ["TOKEN_PATH", "admit", "token"]
 
-_HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _MAX_FORM = 16 * 1024
 _FORM_WITHIN = 10.0
 """Seconds for the body of a token request."""
 _READS = (Action.PULL, Action.LOGIN)
 
 
-async def admit(request: web.Request, gate: Gate, action: Action, scope: str | None) -> Principal:
+async def admit(request: web.Request, caller: Caller, gate: Gate, action: Action, scope: str | None) -> Principal:
     """Let a request through.
 
-    scope: what a token for it would be asked for, ``repository:<name>:pull,push``; None for nothing in particular.
+    caller: who sent it. scope: what a token for it would be asked for, ``repository:<name>:pull,push``; None for
+    nothing in particular.
     Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE).
     """
     if gate.admits_anybody(action):
@@ -35,28 +35,33 @@ async def admit(request: web.Request, gate: Gate, action: Action, scope: str | N
     if action not in _READS and not gate.has_users and "Origin" in request.headers:
         # A browser sends it, and no client of registries does: any page could have it write to this machine.
         raise Denied("web pages may not write to a registry without users; set access.htpasswd_file")
-    transport = request.transport
-    local = transport.get_extra_info("sockname") if transport is not None and action not in _READS else None
+    writes = action not in _READS
+    transport = request.transport if writes else None
+    local = transport.get_extra_info("sockname") if transport is not None else None
+    passed_on = writes and not caller.local and was_passed_on(request)
+    _check_others(caller, gate)
     return await gate.admit(
         authorization=request.headers.get("Authorization"),
-        client=request.remote,
-        loopback=gate.through_loopback(local),
-        base=base_url(request),
+        client=caller.client,
+        loopback=gate.through_loopback(local) and not passed_on,
+        passed_on=passed_on,
+        realm=base_url(request, caller) + caller.outside(TOKEN_PATH),
         action=action,
         scope=scope,
     )
 
 
-async def token(request: web.Request, gate: Gate) -> web.Response:
+async def token(request: web.Request, caller: Caller, gate: Gate) -> web.Response:
     """Give a token: GET with Basic or without a login, POST as of OAuth2 (RFC 6749 section 4.3).
 
     Source: "Token Authentication Specification" and "Oauth2 Token Authentication" of CNCF Distribution.
     Raises: Unauthorized (401 UNAUTHORIZED), Denied (403 DENIED), Busy (503 UNAVAILABLE); HTTPBadRequest.
     """
+    _check_others(caller, gate)
     if request.method == "POST":
-        issued = await gate.issue(login=await _posted_login(request), client=request.remote)
+        issued = await gate.issue(login=await _posted_login(request), client=caller.client)
     else:
-        issued = await gate.issue(authorization=request.headers.get("Authorization"), client=request.remote)
+        issued = await gate.issue(authorization=request.headers.get("Authorization"), client=caller.client)
     body = {
         "token": issued.token,
         "access_token": issued.token,
@@ -66,16 +71,10 @@ async def token(request: web.Request, gate: Gate) -> web.Response:
     return web.json_response(body, headers={"Cache-Control": "no-store"})
 
 
-def base_url(request: web.Request) -> str:
-    """Return the URL the client knows us by, without a path. A Host that is none is not repeated."""
-    host = request.headers.get("Host", "")
-    if not _HOST.fullmatch(host):
-        local = request.transport.get_extra_info("sockname") if request.transport is not None else None
-        address, port = local[:2] if isinstance(local, tuple) else ("localhost", 80)
-        host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    # A proxy that speaks TLS for us says so. Whoever says it untruly has only himself to mislead.
-    forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
-    return f"{'https' if 'https' in (request.scheme, forwarded) else 'http'}://{host}"
+def _check_others(caller: Caller, gate: Gate) -> None:
+    """Let nobody through who may be at an address that is not allowed. Raises: Denied (403 DENIED)."""
+    for other in caller.others:
+        gate.check_client(other)
 
 
 async def _posted_login(request: web.Request) -> Login | None:

@@ -15,6 +15,8 @@
                    /v2/_mirror/openapi/openapi.json GET HEAD          openapi.py
                    /healthz /readyz /metrics      GET HEAD            operations.py
 
+With ``admin_listen`` what is for administrators is answered there alone, by an application of its own: ``admin.py``.
+
 ``X`` before ``/v2/…`` or as the first part of the name says which upstream is meant, as do ``ns`` and ``Host``.
 """
 
@@ -28,10 +30,14 @@ from aiohttp import web
 from mirror.access.gate import Gate
 from mirror.access.identity import Action
 from mirror.api.access import admit, token
+from mirror.api.admin import build_admin
 from mirror.api.blobs import get_blob, head_blob
+from mirror.api.caller import Proxies
+from mirror.api.counting import NOT_ANSWERED, UNLOGGED, RequestCounts
 from mirror.api.errors import respond
 from mirror.api.exchange import Exchange
 from mirror.api.incoming import condition_of, expect, unasked, way
+from mirror.api.keys import ADMIN
 from mirror.api.lists import discover, get_catalog, get_history, get_referrers, get_tags
 from mirror.api.manifests import get_manifest, put_manifest, subject
 from mirror.api.openapi import get_openapi
@@ -53,8 +59,7 @@ from mirror.api.paths import (
     parse_path,
 )
 from mirror.api.uploads import delete_upload, get_upload, patch_upload, post_upload, put_upload
-from mirror.metrics import method_class
-from mirror.oci.errors import NameUnknown, RegistryError
+from mirror.oci.errors import NameUnknown, PathUnknown, RegistryError
 from mirror.oci.names import Digest, Reference, Repository, Tag, parse_digest, parse_name, parse_tag, parse_target
 from mirror.registry.blobs import BlobService
 from mirror.registry.lists import ListService
@@ -62,15 +67,13 @@ from mirror.registry.manifests import ManifestService
 from mirror.registry.pulled_lists import PulledLists
 from mirror.registry.pushes import PushService
 from mirror.registry.uploads import UploadService
+from mirror.store.base import Usage
 from mirror.upstream import via
 from mirror.upstream.router import Router
 from mirror.upstream.rules import Rules
 from mirror.worker import WorkerContext
 
 READS = ("GET", "HEAD")
-UNLOGGED = ("healthz", "readyz", "metrics")
-ADMIN = web.AppKey("admin", web.Application)
-"""Where the application has the one for administrators, to be answered at the addresses of ``admin_listen``."""
 LOCAL = "local"
 """What is said in place of an upstream for our own repositories."""
 
@@ -79,30 +82,35 @@ LOCAL = "local"
 class Services:
     """What the endpoints use. send_timeout: seconds within which a client has to take something.
 
-    largest_manifest: bytes. instance: what no other service is called, for ``Via``. labels: what each upstream, and
-    ``LOCAL``, is counted as.
+    apart: whether administrators are answered at addresses of their own. largest_manifest: bytes. instance: what no
+    other service is called, for ``Via``. labels: what each upstream, and ``LOCAL``, is counted as.
     """
 
     router: Router
     rules: Rules
     labels: Mapping[str, str]
     gate: Gate
+    proxies: Proxies
     blobs: BlobService
     manifests: ManifestService
     uploads: UploadService
     pushes: PushService
     lists: ListService
     pulled_lists: PulledLists
+    usage: Usage
     worker: WorkerContext
+    apart: bool
     send_timeout: float
     largest_manifest: int
     instance: str
 
 
 def build_app(services: Services) -> web.Application:
-    """Return the application."""
+    """Return the application; under ``ADMIN`` it has the one for administrators, if that is answered elsewhere."""
     app = web.Application()
     api = _Api(services)
+    if services.apart:
+        app[ADMIN] = build_admin(services.worker)
     # a dot would leave out line ends, sent as %0A
     app.router.add_route("*", r"/{path:[\s\S]*}", api.handle, expect_handler=expect)
     return app
@@ -112,12 +120,14 @@ class _Api:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._worker = services.worker
-        self._metrics = services.worker.metrics
+        self._proxies = services.proxies
+        self._counts = RequestCounts(services.worker.metrics, services.labels)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer any request; count it and write its line when it is done."""
-        exchange = Exchange(request)
-        status = 499
+        exchange = Exchange(request, self._proxies.caller(request))
+        status = NOT_ANSWERED
+        self._counts.begin()
         try:
             try:
                 response = await self._answer(exchange)
@@ -143,6 +153,8 @@ class _Api:
             raise web.HTTPMethodNotAllowed(request.method, allowed)
         match path:
             case OperationPath():
+                if path.operation == "metrics" and self._services.apart:
+                    raise PathUnknown("/metrics is answered at the addresses of admin_listen only")
                 return await operate(path.operation, self._worker)
             case Root():
                 await self._admit(exchange, Action.LOGIN, None)
@@ -157,13 +169,14 @@ class _Api:
             return await self._read(exchange, path, self._route(exchange, path))
         if request.method == "DELETE" and not isinstance(path, SessionPath):
             return await self._delete(exchange, path)
-        return await self._push(exchange, path)
+        with self._counts.pushing():
+            return await self._push(exchange, path)
 
     async def _of_registry(self, exchange: Exchange, path: RegistryPath) -> web.StreamResponse:
         """Answer what is asked of the registry as a whole."""
         request, gate = exchange.request, self._services.gate
         if path.what == "token":
-            return await token(request, gate)
+            return await token(request, exchange.caller, gate)
         await self._admit(exchange, Action.PULL, "registry:catalog:*" if path.what == "catalog" else None)
         self._check_registry(exchange, path.prefix)
         match path.what:
@@ -261,7 +274,7 @@ class _Api:
 
     async def _admit(self, exchange: Exchange, action: Action, scope: str | None) -> None:
         """Let a request through, or say why not; and note whose it is."""
-        exchange.user = (await admit(exchange.request, self._services.gate, action, scope)).name
+        exchange.user = (await admit(exchange.request, exchange.caller, self._services.gate, action, scope)).name
 
     def _try_route(self, exchange: Exchange, path: Named) -> Repository | None:
         """Return the repository a path means; None when it means none that we know."""
@@ -271,9 +284,9 @@ class _Api:
             return None
 
     def _route(self, exchange: Exchange, path: Named) -> Repository:
-        host = exchange.request.headers.get("Host")
+        host = exchange.caller.host
         repository = self._services.router.route(ns=exchange.ns, host=host, prefix=path.prefix, name=path.name)
-        exchange.repository = str(repository)
+        exchange.meant, exchange.repository = repository, str(repository)
         exchange.upstream = repository.source or LOCAL
         return repository
 
@@ -283,7 +296,8 @@ class _Api:
         if not name:
             return None
         try:
-            repository = self._services.router.route(ns=None, host=None, prefix=None, name=name)
+            inside = exchange.caller.inside(name)
+            repository = self._services.router.route(ns=None, host=None, prefix=None, name=inside)
             self._services.rules.check(repository)
         except RegistryError:
             return None
@@ -294,17 +308,18 @@ class _Api:
         self._services.router.check(ns=exchange.ns, prefix=prefix)
 
     def _count(self, exchange: Exchange, status: int) -> None:
-        metrics = self._metrics
-        metrics.requests.labels(method_class(exchange.request.method), exchange.endpoint, str(status)).inc()
-        if exchange.kind is not None and exchange.hit is not None and exchange.upstream is not None:
-            counted = metrics.hits if exchange.hit else metrics.misses
-            counted.labels(exchange.kind, self._services.labels[exchange.upstream]).inc()
-        if exchange.sent:
-            metrics.served_bytes.labels("blob" if exchange.kind == "blob" else "manifest").inc(exchange.sent)
-        if exchange.received:
-            metrics.received_bytes.labels().inc(exchange.received)
-        if exchange.endpoint not in UNLOGGED:
+        self._counts.end(exchange, status)
+        if exchange.hit is not None:
+            self._note_use(exchange, exchange.hit, status)
+        if exchange.endpoint not in UNLOGGED and self._worker.access_log.enabled:
             self._worker.access_log.write(exchange.line(status))
+
+    def _note_use(self, exchange: Exchange, hit: bool, status: int) -> None:
+        """Count what a repository is used for. A pull is a GET of a manifest: each client sends one for an image."""
+        if exchange.meant is not None and status < 400:
+            pulled = exchange.kind != "blob" and exchange.request.method == "GET" and status == 200
+            digest = exchange.digest if pulled else None
+            self._services.usage.note(exchange.meant, pulled=digest, hit=hit, nbytes=exchange.sent)
 
 
 def _target(text: str) -> Tag | Digest:

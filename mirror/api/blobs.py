@@ -50,6 +50,7 @@ async def get_blob(
         return web.Response(status=304, headers=_headers(digest))
     answer = await blobs.open(repository, digest)
     exchange.hit = answer.hit
+    exchange.follows = answer.follows
     exchange.cache = cache_status(hit=answer.hit, follows=answer.follows)
     try:
         return await _send(exchange, answer.body, digest, send_timeout)
@@ -141,6 +142,7 @@ async def _stream(
     sender = Sender(request, response, send_timeout)
     try:
         await sender.begin()
+        exchange.first_byte = time.monotonic()
         for head, body, first, stop in parts:
             if head:
                 await sender.write(head)

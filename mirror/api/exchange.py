@@ -10,7 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.oci.names import Digest
+from mirror.api.caller import Caller
+from mirror.oci.names import Digest, Repository
 
 _ECHOABLE = re.compile(r"[!-~]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -20,22 +21,30 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class Exchange:
     """What is noted of a request while it is answered.
 
-    request_id: the client's X-Request-Id if it is one, else ours. upstream: of the repository, "local" for none.
-    name: of the repository, as the client says it. sent, received: bytes of bodies.
-    user: who has logged in. kind: "manifest", "tag", "blob" for the cache counts. cache: the value of Cache-Status
-    (RFC 9211).
+    caller: who sent it. request_id: the client's X-Request-Id if it is one, else ours. upstream: of the repository,
+    "local" for none. name: of the repository, as the client says it. meant: the repository itself. sent, received:
+    bytes of bodies. user: who has logged in. kind: "manifest", "tag", "blob" for the cache counts, as are stale: why
+    what was kept went out though it is not fresh; missed: why it did not; follows: another client's request had begun
+    the transfer. cache: the value of Cache-Status (RFC 9211). first_byte: when the headers went out, where the answer
+    took longer than that.
     """
 
     request: web.Request
+    caller: Caller
     started: float = field(default_factory=time.monotonic)
     endpoint: str = "unknown"
     kind: str | None = None
     upstream: str | None = None
     repository: str | None = None
+    meant: Repository | None = None
     reference: str | None = None
     digest: str | None = None
     cache: str | None = None
     hit: bool | None = None
+    stale: str | None = None
+    missed: str = "absent"
+    follows: bool = False
+    first_byte: float | None = None
     ns: str | None = None
     user: str | None = None
     sent: int = 0
@@ -73,13 +82,15 @@ class Exchange:
         request = self.request
         fields: dict[str, Any] = {
             "request_id": self.request_id,
-            "client": request.remote,
+            "client": self.caller.client,
             "method": request.method,
             "path": request.raw_path,
             "status": status,
             "bytes": self.sent,
             "ms": round((time.monotonic() - self.started) * 1000, 1),
         }
+        if self.first_byte is not None:
+            fields["first_byte_ms"] = round((self.first_byte - self.started) * 1000, 1)
         if self.received:
             fields["received"] = self.received
         for name in ("user", "upstream", "repository", "reference", "digest", "cache", "failure"):

@@ -106,7 +106,7 @@ def _note(exchange: Exchange, response: web.Response, page: Page[Any]) -> None:
     """Note what became of an upstream's list on the way to the client."""
     if page.hit is None:
         return
-    exchange.hit = page.hit
+    exchange.hit, exchange.stale = page.hit, page.stale
     exchange.cache = cache_status(hit=page.hit, detail="stale" if page.warning else None)
     if page.warning:
         response.headers["Warning"] = warning_of(page.warning)
@@ -118,5 +118,6 @@ def link_next(exchange: Exchange, response: web.Response, n: int | None, more: M
         query = ({"n": str(n)} if n is not None else {}) | dict(more)
         if exchange.ns is not None:
             query["ns"] = exchange.ns
-        response.headers["Link"] = f'<{exchange.request.rel_url.raw_path}?{urlencode(query)}>; rel="next"'
+        path = exchange.caller.outside(exchange.request.rel_url.raw_path)
+        response.headers["Link"] = f'<{path}?{urlencode(query)}>; rel="next"'
     return response

@@ -19,7 +19,7 @@ async def get_manifest(exchange: Exchange, manifests: ManifestService, reference
     request = exchange.request
     answer = await manifests.get(reference, body=request.method != "HEAD")
     descriptor = answer.descriptor
-    exchange.hit = answer.hit
+    exchange.hit, exchange.stale, exchange.missed = answer.hit, answer.stale, answer.missed
     exchange.digest = str(descriptor.digest)
     exchange.cache = cache_status(
         hit=answer.hit, stored=answer.manifest is not None, detail="stale" if answer.warning else None
@@ -70,7 +70,7 @@ async def put_manifest(exchange: Exchange, pushes: PushService, reference: Refer
     exchange.digest = str(digest)
     headers = CIMultiDict(
         {
-            "Location": f"{base_of(request, exchange.name)}/manifests/{digest}",
+            "Location": f"{base_of(exchange)}/manifests/{digest}",
             "Docker-Content-Digest": str(digest),
             "ETag": f'"{digest}"',
         }

@@ -382,7 +382,12 @@ def _registry() -> Json:
             {"200": _answer("Do.", content=text), "503": _answer("It is stopping.", content=text)},
             "405",
         ),
-        "/metrics": _both("Counters of all workers, for Prometheus.", {"200": _answer("They.", content=text)}, "405"),
+        "/metrics": _both(
+            "Counters of all workers, for Prometheus; not here when administrators have addresses of their own.",
+            {"200": _answer("They.", content=text)},
+            "404",
+            "405",
+        ),
     }
 
 

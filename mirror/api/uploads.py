@@ -86,10 +86,14 @@ async def delete_upload(
     return web.Response(status=204)
 
 
-def base_of(request: web.Request, name: str) -> str:
-    """Return the path of a repository as the client knows it, with the prefix it uses."""
-    before, _, _ = request.rel_url.raw_path.partition("/v2/")
-    return f"{before}/v2/{quote(name)}"
+def base_of(exchange: Exchange) -> str:
+    """Return the path of the repository as the client knows it, with the prefixes it uses.
+
+    A path and no more: it is right whatever a proxy in between says of scheme and host, or does not, and there is no
+    client that does not put them before it.
+    """
+    before, _, _ = exchange.request.rel_url.raw_path.partition("/v2/")
+    return exchange.caller.outside(f"{before}/v2/{quote(exchange.name)}")
 
 
 def _session(exchange: Exchange, session: str, size: int, status: int) -> web.Response:
@@ -98,7 +102,7 @@ def _session(exchange: Exchange, session: str, size: int, status: int) -> web.Re
 
 def _session_headers(exchange: Exchange, session: str, size: int) -> dict[str, str]:
     return {
-        "Location": f"{base_of(exchange.request, exchange.name)}/blobs/uploads/{session}",
+        "Location": f"{base_of(exchange)}/blobs/uploads/{session}",
         # Of nothing this says one byte: there is no way to say none, and clients know it as that.
         "Range": f"0-{max(size - 1, 0)}",
         "Docker-Upload-UUID": session,
@@ -107,7 +111,7 @@ def _session_headers(exchange: Exchange, session: str, size: int) -> dict[str, s
 
 def _created(exchange: Exchange, digest: Digest) -> web.Response:
     headers = {
-        "Location": f"{base_of(exchange.request, exchange.name)}/blobs/{digest}",
+        "Location": f"{base_of(exchange)}/blobs/{digest}",
         "Docker-Content-Digest": str(digest),
     }
     return web.Response(status=201, headers=headers)

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
 
+from mirror.logs.amounts import size
 from mirror.prefetch import Image, Pulled
 
 
@@ -114,13 +115,3 @@ def lines_of(pulled: Pulled) -> Iterator[str]:
 def amounts(fetched: int, here: int) -> str:
     """Return how much was fetched and how much was there, in words."""
     return f"{size(fetched)} fetched, {size(here)} already here"
-
-
-def size(nbytes: int) -> str:
-    """Return an amount of bytes as people read it: ``0 B``, ``3.4 MiB``, ``12 MiB``."""
-    amount, unit = float(nbytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1000 or unit == "TiB":
-            break
-        amount /= 1024
-    return f"{amount:.1f} {unit}" if unit != "B" and amount < 9.95 else f"{amount:.0f} {unit}"

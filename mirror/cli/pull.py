@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from mirror.cli.mistakes import fail, problems_of
+from mirror.cli.options import config_option, json_option, root_option
+
 if TYPE_CHECKING:
     from mirror.cli.progress import Report
     from mirror.prefetch import Image, Login, Platform
@@ -55,21 +58,15 @@ def _check_url(context: click.Context, parameter: click.Parameter, value: str | 
     help="File of images, one a line, comments after #; - is standard input. May be given several times.",
 )
 @click.option("--url", metavar="URL", callback=_check_url, help="Mirror to fetch through, wherever it runs.")
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Configuration file (YAML) of the mirror. Without one the defaults hold.",
-)
-@click.option("--root", metavar="DIR", help="Folder of the mirror. [default: what the configuration, or serve, has]")
+@config_option
+@root_option
 @click.option("-u", "--user", metavar="NAME", help="Log in to the mirror.")
 @click.option("--password-file", type=FILE, metavar="FILE", help="File with the password.")
 @click.option("--ca-file", type=FILE, metavar="FILE", help="Certificates to trust (PEM) at the URL.")
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=4, show_default=True, metavar="N", help="Transfers at the same time."
 )
-@click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output instead of a summary.")
+@json_option
 def pull(
     references: tuple[str, ...],
     platforms: tuple[str, ...],
@@ -112,7 +109,7 @@ def pull(
     from mirror.prefetch import Puller
 
     setup_logging(human=True, level=logging.ERROR)  # what our own application warns of, the images it hits say
-    with _problems(as_json), reporting(len(images)) as report:
+    with _problems(as_json, config_file), reporting(len(images)) as report:
         through: list[str] = []
 
         async def work() -> None:
@@ -205,8 +202,8 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext | bool:
 
 
 @contextmanager
-def _problems(as_json: bool) -> Iterator[None]:
-    """Say what keeps the command from being done, and end with 1."""
+def _problems(as_json: bool, config_file: Path | None) -> Iterator[None]:
+    """Say what keeps the command from being done, and end with 1; with 2 when it was typed."""
     from mirror.config import ConfigError
     from mirror.oci.errors import RegistryError
     from mirror.prefetch import Refused, Unreachable
@@ -215,12 +212,9 @@ def _problems(as_json: bool) -> Iterator[None]:
     try:
         yield
     except (ConfigError, RegistryError, StartupError, Refused, Unreachable) as error:
-        problems = [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
-        for line in problems or [f"mirror: {error}"]:
-            click.echo(line, err=True)
-        if as_json:
-            click.echo(json.dumps({"images": [], "problems": problems or [str(error)]}, indent=2))
-        sys.exit(1)
+        problems, status = problems_of(error, config_file) if isinstance(error, ConfigError) else ([], 1)
+        said = "" if problems else str(error)
+        fail(problems, said, status=status, as_json=as_json, beside={"images": []})
 
 
 def _run(work: Callable[[], Awaitable[None]]) -> int | None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mirror.cli.mistakes import fail, load
+from mirror.cli.options import config_option
+
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
 
 
+@contextmanager
+def _hangup_waits() -> Iterator[None]:
+    """Keep a SIGHUP that comes before the service hears signals until it does: it would end the process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @click.command()
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Configuration file (YAML). Without one the defaults hold.",
-)
+@config_option
 @click.option("--host", metavar="HOST", help=f"Address to listen on; 0.0.0.0 is all. [default: {DEFAULT_HOST}]")
 @click.option(
     "-p",
@@ -50,6 +61,17 @@ DEFAULT_PORT = 5000
     help="Folder of images to serve as they are, under local/: OCI layouts, and archives by docker save.",
 )
 @click.option("--read-only", is_flag=True, help="Refuse everything that writes.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "human", "json"]),
+    help="How log lines look; auto: human on a terminal, JSON elsewhere. [default: auto]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="The least a log line must matter; under info, requests have no lines. [default: info]",
+)
+@_hangup_waits()
 def serve(
     config_file: Path | None,
     host: str | None,
@@ -59,20 +81,27 @@ def serve(
     workers: str | None,
     packages: str | None,
     read_only: bool,
+    log_format: str | None,
+    log_level: str | None,
 ) -> None:
     """Run the mirror until it is stopped (Ctrl-C, SIGTERM).
 
-    Options win over the configuration file; --host and --port, or --listen, replace all addresses it has.
+    Options win over the configuration file; --host and --port, or --listen, replace all addresses it has. On a terminal
+    it says, once it listens, what it does and what to do next.
 
     SIGTERM lets a load balancer notice first: /readyz says 503 at once, requests are accepted for another
     shutdown_delay (5 s), then running transfers get drain_timeout (25 s) to finish. Ctrl-C does without the delay.
     A second signal ends it at once.
+
+    SIGHUP: the configuration file is read again, and new workers take over with it while the old ones finish what they
+    have begun. A file that cannot be used changes nothing and is reported. Only storage.root needs a restart.
     """
     if listen and (host is not None or port is not None):
         raise click.UsageError("--listen already has host and port: give it alone, or --host and --port.")
     # Imported here as it takes most of a second, which "mirror --help" and every usage error need not wait for.
-    from mirror.config import ConfigError, load_config
-    from mirror.logs import setup_logging
+    from mirror.cli.banner import greet
+    from mirror.config import Config, load_config
+    from mirror.logs import human_of, level_of, setup_logging
     from mirror.server import serve as run
     from mirror.wiring import build_app
     from mirror.worker import StartupError
@@ -83,19 +112,28 @@ def serve(
         "workers": int(workers) if workers and workers.isdecimal() else workers,
         "packages": packages,
         "read_only": read_only or None,  # not given: what the file says
+        "log.format": log_format,
+        "log.level": log_level,
     }
+    config = load(config_file, overrides)
+
+    def settle(config: Config) -> None:
+        setup_logging(human=human_of(config.log.format), level=level_of(config.log.level))
+
+    def reload() -> Config:
+        if config_file is None:
+            logging.getLogger("mirror.cli").info("there is no configuration file: defaults and options hold")
+        return load_config(config_file, overrides, again=True)
+
+    def announce(urls: Sequence[str]) -> None:
+        greet(config, urls, config_file=config_file, moved=overrides["listen"] is not None)
+
+    people = human_of(config.log.format) is not False and sys.stderr.isatty()
+    settle(config)
     try:
-        config = load_config(config_file, overrides)
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(1)
-    setup_logging()
-    try:
-        code = run(config, build_app)
+        code = run(config, build_app, reload=reload, settle=settle, announce=announce if people else None)
     except StartupError as error:
-        click.echo(f"mirror: {error}", err=True)
-        sys.exit(1)
+        fail([], str(error))
     sys.exit(code)
 
 

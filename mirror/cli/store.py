@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+from mirror.cli.mistakes import fail, load
+from mirror.cli.options import root_options
 
 if TYPE_CHECKING:
     from mirror.registry.backup import Report
@@ -30,28 +33,9 @@ def store() -> None:
     """
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options both commands have."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output instead of a summary."),
-        click.option(
-            "--root", metavar="DIR", help="Folder of the mirror. [default: what the configuration, or serve, has]"
-        ),
-        click.option(
-            "--config",
-            "config_file",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Configuration file (YAML), for storage.root.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @store.command(short_help="Back up everything pushed, while the service runs or not.")
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
-@_options
+@root_options
 def backup(destination: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:
     """Back up everything pushed to the folder DEST, while the service runs or not.
 
@@ -63,13 +47,13 @@ def backup(destination: Path, config_file: Path | None, root: str | None, as_jso
 
     with _problems(as_json), _cleaning_up():
         with _progress() as progress:
-            report = build_backup(_root(config_file, root)).backup(destination, progress)
+            report = build_backup(_root(config_file, root, as_json)).backup(destination, progress)
         _say(report, f"backed up {_contents(report)} to {destination}", as_json)
 
 
 @store.command(short_help="Restore a backup into a root that is not served.")
 @click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@_options
+@root_options
 def restore(source: Path, config_file: Path | None, root: str | None, as_json: bool) -> None:
     """Restore the backup in the folder SOURCE into a root that is new, empty or not served.
 
@@ -83,7 +67,7 @@ def restore(source: Path, config_file: Path | None, root: str | None, as_json: b
 
     with _problems(as_json), ExitStack() as stack:
         found = stack.enter_context(open_backup(source))
-        folder = _root(config_file, root)
+        folder = _root(config_file, root, as_json)
         owned = folder.exists()  # else a backup that is damaged would leave a root behind
         if owned:
             stack.callback(os.close, take_root(folder))
@@ -106,31 +90,21 @@ class _Refused(Exception):
         self.problems = problems
 
 
-def _root(config_file: Path | None, root: str | None) -> Path:
+def _root(config_file: Path | None, root: str | None, as_json: bool) -> Path:
     """Return the root that is meant."""
-    from mirror.config import ConfigError, load_config
-
-    try:
-        return load_config(config_file, {"storage.root": root}).storage.root
-    except ConfigError as error:
-        raise _Refused("the configuration has problems", [str(problem) for problem in error.problems]) from error
+    return load(config_file, {"storage.root": root}, as_json=as_json).storage.root
 
 
 @contextmanager
 def _problems(as_json: bool) -> Iterator[None]:
-    """Say what keeps a command from being done, and end with 1."""
+    """Say what keeps a command from being done, and end."""
     from mirror.oci.errors import RegistryError
     from mirror.worker import StartupError
 
     try:
         yield
     except (RegistryError, StartupError, _Refused) as error:
-        problems = error.problems if isinstance(error, _Refused) else []
-        for line in (*problems, f"mirror: {error}"):
-            click.echo(line, err=True)
-        if as_json:
-            click.echo(json.dumps({"problems": problems or [str(error)]}, indent=2))
-        sys.exit(1)
+        fail(error.problems if isinstance(error, _Refused) else [], str(error), as_json=as_json)
 
 
 def _say(report: Report, summary: str, as_json: bool) -> None:

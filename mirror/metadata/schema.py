@@ -3,7 +3,7 @@
 manifest    what upstreams say of manifests, whoever has them
 public      content fetched without credentials
 link        which repository may read which content; of our own: which blobs it has
-child       sizes that the manifests of an upstream's repository give for its blobs
+child       what the manifests of an upstream's repository name, and its size; of our own: what indexes name
 pushed      the manifests of our own repositories; its rows can be megabytes of annotations, which is why they are
             not in the tree of their key: a search would read every row it passes
 tag         what each tag points at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mirror.metadata.base import Condition, Origin, TagMove, TagRecord
@@ -28,8 +28,9 @@ def _named(repository: Repository) -> tuple[str, str]:
 class SqliteMetadata:
     """The metadata of one root. Made and used on one event loop."""
 
-    def __init__(self, path: Path, database: str) -> None:
-        self._database = Database(path, database)
+    def __init__(self, path: Path, database: str, *, opener: Callable[[Path, str], Database] = Database) -> None:
+        """database: the id it must have. opener: makes what reads and writes it."""
+        self._database = opener(path, database)
 
     async def start(self) -> None:
         """Open the database. Raises: StorageFailed when it is another root's, of a newer version, or damaged."""
@@ -146,7 +147,7 @@ class SqliteMetadata:
     async def put_manifest(self, repository: Repository, manifest: Manifest, *, public: bool) -> None:
         def write(database: sqlite3.Connection) -> None:
             _put_manifest(database, manifest)
-            _put_sizes(database, repository, manifest)
+            _put_sizes(database, repository, manifest.children)
             _grant(database, repository, manifest.descriptor.digest, public)
 
         await self._database.write(write)
@@ -238,6 +239,7 @@ class SqliteMetadata:
                 " WHERE repository = ? AND digest = ? AND media_type <> ?",
                 (descriptor.media_type, repository.key, str(descriptor.digest), descriptor.media_type),
             )
+            _put_sizes(database, repository, manifest.manifests)
             _note_repository(database, repository)
             for tag in tags:
                 _put_tag(database, _pushed_tag(repository, tag, descriptor, at))
@@ -317,11 +319,11 @@ def _put_manifest(database: sqlite3.Connection, manifest: Manifest) -> None:
     )
 
 
-def _put_sizes(database: sqlite3.Connection, repository: Repository, manifest: Manifest) -> None:
-    """Note the sizes that a manifest of a repository gives for its blobs."""
+def _put_sizes(database: sqlite3.Connection, repository: Repository, children: Sequence[Descriptor]) -> None:
+    """Note what a manifest of a repository names, and the sizes that it gives."""
     database.executemany(
         "INSERT OR REPLACE INTO child (repository, digest, size) VALUES (?, ?, ?)",
-        [(repository.key, str(child.digest), child.size) for child in manifest.children],
+        [(repository.key, str(child.digest), child.size) for child in children],
     )
 
 

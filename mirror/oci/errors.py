@@ -219,6 +219,10 @@ class UpstreamRateLimited(UpstreamError):
     status = 503
 
 
+class UpstreamSpared(UpstreamRateLimited):
+    """What is left of its pull quota is not spent on what can be answered without it."""
+
+
 class UpstreamResting(UpstreamError):
     """The upstream did not answer a moment ago and is left alone for a while: its breaker is open."""
 

@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,14 @@ class PackageFolder:
         prefix: str = "local",
         limit: int = 4 * 1024 * 1024,
         leading: bool = True,
+        retired: Callable[[], bool] = lambda: False,
         verdicts: Path | None = None,
         interval: float = INTERVAL,
     ) -> None:
         """prefix: what the names of its repositories begin with. limit: bytes of a manifest.
 
-        leading: this worker, one among several, reports problems and verifies blobs before anybody asks for them.
+        leading: this worker, one among several, reports problems and verifies blobs before anybody asks for them;
+        until it is retired, as there is another one then.
         verdicts: a file through which the workers tell each other what they verified; None for none.
         interval: seconds between two looks at the folder.
         """
@@ -91,6 +93,7 @@ class PackageFolder:
         self._prefix = prefix
         self._limit = limit
         self._leading = leading
+        self._retired = retired
         self._interval = interval
         self._walked = 0.0
         self._known: dict[str, _Known] = {}
@@ -296,8 +299,8 @@ class PackageFolder:
 
     async def _verify(self, entry: Entry) -> None:
         for digest in await in_pool(self._pool, list[Digest], entry.source.digests()):
-            if self._entries.get(entry.name) is not entry:
-                return  # it has been read anew, or is gone
+            if self._entries.get(entry.name) is not entry or self._retired():
+                return  # it has been read anew, or is gone; or another worker does this now
             opened = entry.source.open(digest)
             if opened is None:
                 continue
@@ -318,5 +321,5 @@ class PackageFolder:
 
     def _report(self, message: str, path: str, what: object) -> None:
         """Say what is wrong, in one line. One worker does so for all."""
-        if self._leading:
+        if self._leading and not self._retired():
             logger.error(f"packages: {message}", self._folder / path, what)

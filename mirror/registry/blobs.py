@@ -169,6 +169,13 @@ class BlobService:
             return self._packages.size(repository.name, digest) is not None
         return self.present(digest)
 
+    def look(self, repository: Repository, digest: Digest) -> tuple[bool, bool]:
+        """Say whether the bytes are here, and whether the repository may read them as it is. Nobody is asked."""
+        if self._packaged(repository):
+            here = self.has(repository, digest)
+            return here, here
+        return self.present(digest), self._metadata.may_read(repository, digest)
+
     async def close(self) -> None:
         await self._shared.close()
         await self._windows.close()

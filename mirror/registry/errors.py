@@ -17,6 +17,7 @@ _CLASSES: dict[str, type[RegistryError]] = {
         errors.UpstreamFailed,
         errors.UpstreamTimeout,
         errors.UpstreamRateLimited,
+        errors.UpstreamSpared,
         errors.UpstreamResting,
         errors.UpstreamBusy,
         errors.UpstreamOffline,
@@ -27,6 +28,19 @@ _CLASSES: dict[str, type[RegistryError]] = {
         errors.StorageFull,
     )
 }
+
+
+def reason_of(error: RegistryError) -> str:
+    """Return why an upstream did not say something, as a label: one of few words."""
+    match error:
+        case errors.UpstreamSpared():
+            return "quota"
+        case UpstreamError():
+            return type(error).__name__.removeprefix("Upstream").lower()
+        case errors.Unknown():
+            return "notfound"
+        case _:
+            return "storage"
 
 
 def to_record(error: RegistryError) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from dataclasses import replace
 from typing import Protocol
 
 from mirror.metadata.base import MetadataStore
-from mirror.oci.errors import RegistryError, ShuttingDown, StorageFailed, UpstreamFailed
+from mirror.oci.errors import RegistryError, ShuttingDown, StorageFailed, Unknown, UpstreamFailed, UpstreamInvalid
 from mirror.oci.names import Digest, Repository
 from mirror.registry.body import SharedFile
 from mirror.registry.errors import from_record
-from mirror.registry.leading import Leader
+from mirror.registry.leading import Leader, WrongContent
 from mirror.registry.origin import Origin
 from mirror.registry.view import DownloadBody, Progress, Stored
 from mirror.store.base import BlobStore, Lease, Leases
@@ -41,16 +41,19 @@ LEASE_EVERY = 0.05
 """Seconds between a follower's looks at whether the leader is still there."""
 
 
-class Observer(Protocol):
+class Observer(WrongContent, Protocol):
     """Counts the downloads this process leads."""
 
     def download_started(self) -> None: ...
-    def download_ended(self) -> None: ...
+    def download_ended(self, upstream: str | None, result: str) -> None:
+        """Count an end. upstream: who was asked last, None for nobody. result: of ``mirror_downloads_total``."""
+        ...
 
 
 class NoObserver:
     def download_started(self) -> None: ...
-    def download_ended(self) -> None: ...
+    def download_ended(self, upstream: str | None, result: str) -> None: ...
+    def wrong_content(self, upstream: str, kind: str) -> None: ...
 
 
 class Download(Progress):
@@ -76,6 +79,7 @@ class Download(Progress):
         self._waiters: list[tuple[Repository, asyncio.Future[DownloadBody]]] = []
         self._file: SharedFile | None = None
         self._file_of = 0  # its generation
+        self._asked: str | None = None  # the upstream this process asked last
         self.task = asyncio.create_task(self._run(), name=f"download {digest}")
 
     async def join(self, origin: Origin) -> DownloadBody:
@@ -121,13 +125,19 @@ class Download(Progress):
                 if lease is None:
                     return
                 self.leading = True
+                self._asked, result = None, "storage"
                 self._observer.download_started()
                 try:
                     if await self._lead():
+                        result = "completed"
                         return
+                    result = _result(self.error)
+                except asyncio.CancelledError:
+                    result = "interrupted"
+                    raise
                 finally:
                     self.leading = False
-                    self._observer.download_ended()
+                    self._observer.download_ended(self._asked, result)
                     lease.release()
                 if not self.untried():
                     return
@@ -262,12 +272,13 @@ class Download(Progress):
             return False
         self.error = None
         ingest = await in_thread(self._store.ingest, self.digest)
-        leader = Leader(self, ingest, self._store, self._metadata)
+        leader = Leader(self, ingest, self._store, self._metadata, self._observer)
         try:
             resumed = await in_thread(ingest.begin)
             self.observe(ingest.state, SharedFile(os.dup(ingest.fd)))
             return await leader.run(resumed)
         finally:
+            self._asked = leader.asked
             await leader.close()
 
 
@@ -316,6 +327,17 @@ class Inflight:
     def _ended(self, download: Download) -> None:
         if self._downloads.get(download.digest) is download:
             del self._downloads[download.digest]
+
+
+def _result(error: RegistryError | None) -> str:
+    """Return what came of a download that ended without the content, as a label."""
+    match error:
+        case Unknown():
+            return "missing"
+        case UpstreamInvalid():
+            return "wrong"
+        case _:
+            return "failed"
 
 
 def _discard(waiter: asyncio.Future[DownloadBody]) -> None:

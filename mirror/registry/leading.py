@@ -71,11 +71,23 @@ class Audience(Protocol):
         ...
 
 
-class Leader:
-    """One leader's tenure. Close it, however it ends."""
+class WrongContent(Protocol):
+    """Counts content that is not that of its digest."""
 
-    def __init__(self, audience: Audience, ingest: Ingest, store: BlobStore, metadata: MetadataStore) -> None:
+    def wrong_content(self, upstream: str, kind: str) -> None:
+        """Count one. upstream: its name. kind: "manifest" or "blob"."""
+        ...
+
+
+class Leader:
+    """One leader's tenure. Close it, however it ends. asked: the upstream that was asked last, None before."""
+
+    def __init__(
+        self, audience: Audience, ingest: Ingest, store: BlobStore, metadata: MetadataStore, wrong: WrongContent
+    ) -> None:
         self.digest = audience.digest
+        self.asked: str | None = None
+        self._wrong = wrong
         self._audience = audience
         self._ingest = ingest
         self._store = store
@@ -109,6 +121,7 @@ class Leader:
                     last = self._audience.untried(but=slow) or slow
                     if last is None:
                         return await self._give_up()
+                    self.asked = last.upstream.name
                     if last is slow:
                         slow, patient = None, True  # nobody else has it: better slow than not
                     try:
@@ -147,6 +160,7 @@ class Leader:
                     await self._complete()
                     return True
                 if last is not None and last.distrust():
+                    self._wrong.wrong_content(last.upstream.name, "blob")
                     log.error(
                         "a mirror of %s sent bytes of %s for %s; starting over without it",
                         last.upstream.name,
@@ -166,6 +180,7 @@ class Leader:
                     f"for {self.digest}; nothing of it is kept",
                     upstream=last.upstream.name,
                 )
+                self._wrong.wrong_content(last.upstream.name, "blob")
                 log.error("%s", wrong.message)
                 self._source_failed(last, wrong)
                 if not await self._void(wrong):

@@ -33,13 +33,15 @@ AT_ONCE = 100
 class Page(Generic[T]):
     """Some entries of a list. more: whether there are others after them.
 
-    Of an upstream's list: hit: what was remembered is the answer; warning: why it is stale, when it is.
+    Of an upstream's list: hit: what was remembered is the answer; warning: why it is stale, when it is; stale: the
+    same in a word.
     """
 
     entries: Sequence[T]
     more: bool
     hit: bool | None = None
     warning: str | None = None
+    stale: str | None = None
 
 
 class ListService:

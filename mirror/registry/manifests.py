@@ -34,9 +34,10 @@ from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, parse_ma
 from mirror.oci.names import Digest, Reference, Repository, Tag, digest_of
 from mirror.packages.base import Packages
 from mirror.registry.blobs import BlobService
-from mirror.registry.errors import from_record, to_record
+from mirror.registry.errors import from_record, reason_of, to_record
+from mirror.registry.leading import WrongContent
 from mirror.registry.sharing import HEADERS_WITHIN, Shared, wait_for_lease
-from mirror.registry.tags import SHARE, TagAnswer, TagResolver
+from mirror.registry.tags import SHARE, SLOW, TagAnswer, TagResolver
 from mirror.store.base import BlobStore, Leases, Memo
 from mirror.store.reading import read_at
 from mirror.store.threads import in_thread
@@ -62,13 +63,15 @@ CONFIRM_AT_ONCE = 4
 class ManifestAnswer:
     """A manifest to send. manifest: None when only its descriptor was asked. hit: what was kept is the answer.
 
-    warning: why it is stale, when it is.
+    warning: why it is stale, when it is. stale, missed: as of ``TagAnswer``.
     """
 
     descriptor: Descriptor
     manifest: Manifest | None
     hit: bool
     warning: str | None = None
+    stale: str | None = None
+    missed: str = "absent"
 
 
 class ManifestService:
@@ -85,8 +88,10 @@ class ManifestService:
         tags: TagResolver,
         upstreams: Mapping[str, Upstream],
         packages: Packages | None = None,
+        wrong: WrongContent | None = None,
     ) -> None:
         self._packages = packages
+        self._wrong = wrong
         self._store = store
         self._leases = leases
         self._metadata = metadata
@@ -122,6 +127,19 @@ class ManifestService:
             )
             raise UpstreamTimeout(message, upstream=repository.source or "") from None
 
+    async def look(self, repository: Repository, digest: Digest) -> tuple[Manifest | None, bool]:
+        """Return a manifest that is here, and whether the repository may read it. Nobody is asked.
+
+        Of our own repositories what may not be read is not here.
+        """
+        if repository.source is None and self._packages is not None and self._packages.owns(repository.name):
+            found = self._packages.manifest(repository.name, digest)
+            return found, found is not None
+        found = await self._readable(repository, digest)
+        if found is not None or repository.source is None:
+            return found, found is not None
+        return await self._local(digest), False
+
     async def close(self) -> None:
         await self._shared.close()
 
@@ -151,7 +169,14 @@ class ManifestService:
             if manifest is not None:
                 self._touch(manifest)
         descriptor = Descriptor(media_type=record.media_type, digest=record.digest, size=record.size)
-        return ManifestAnswer(descriptor=descriptor, manifest=None, hit=found.hit, warning=found.warning)
+        return ManifestAnswer(
+            descriptor=descriptor,
+            manifest=None,
+            hit=found.hit,
+            warning=found.warning,
+            stale=found.stale,
+            missed=found.missed,
+        )
 
     async def _tagged(self, record: TagRecord, tag: TagAnswer) -> ManifestAnswer:
         """Return the manifest a tag points at; while the one it moved to cannot be had, the one before."""
@@ -159,11 +184,13 @@ class ManifestService:
         before = await self._readable(repository, record.previous) if record.previous else None
         whole = before is not None and await self._complete(repository, before.descriptor.digest)
         error: RegistryError
+        reason = ""
         try:
             async with asyncio.timeout(self._tags.patience(repository) if whole else None):
                 manifest, hit = await self._by_digest(repository, record.digest)
         except TimeoutError:
             error = UpstreamTimeout(f"{repository.source} has not sent it yet", upstream=repository.source or "")
+            reason = SLOW
         except (UpstreamInvalid, ManifestUnknown) as failure:
             error = _broken_promise(record, failure) if repository.source else failure
             whole = before is not None  # the upstream is there: the rest of what was before can be had from it
@@ -184,11 +211,20 @@ class ManifestService:
                 settled = replace(record, media_type=descriptor.media_type, size=descriptor.size, previous=None)
                 await self._tags.settle(settled)
             self._touch(manifest)
-            return ManifestAnswer(descriptor=descriptor, manifest=manifest, hit=hit and tag.hit, warning=tag.warning)
+            return ManifestAnswer(
+                descriptor=descriptor,
+                manifest=manifest,
+                hit=hit and tag.hit,
+                warning=tag.warning,
+                stale=tag.stale,
+                missed=tag.missed,
+            )
         if before is None or not whole:
             raise error
         warning = f"{record.tag} moved to {record.digest}, which cannot be had: {error.message}"
-        return ManifestAnswer(descriptor=before.descriptor, manifest=before, hit=True, warning=warning)
+        return ManifestAnswer(
+            descriptor=before.descriptor, manifest=before, hit=True, warning=warning, stale=reason or reason_of(error)
+        )
 
     # ---- by digest ----
 
@@ -346,6 +382,8 @@ class ManifestService:
         except (_WrongDigest, ManifestInvalid) as error:
             message = f"upstream {name} sent no manifest for {repository.name}@{digest}: {error}; nothing of it is kept"
             log.error("%s", message)
+            if self._wrong is not None and isinstance(error, _WrongDigest):
+                self._wrong.wrong_content(name, "manifest")
             raise UpstreamInvalid(message, upstream=name) from error
         await self._store_verified(manifest)
         await self._metadata.put_manifest(repository, manifest, public=fetched.anonymous)

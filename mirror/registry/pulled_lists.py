@@ -16,12 +16,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 from mirror.config import Tags
 from mirror.metadata.base import MetadataStore
 from mirror.oci.errors import ManifestUnknown, NameUnknown, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.oci.manifest import OCI_INDEX, Descriptor, parse_descriptor
 from mirror.oci.names import Digest, Reference, Repository, RepositoryName, Tag, referrers_tag, try_tag
+from mirror.registry.errors import reason_of
 from mirror.registry.lists import (
     AT_ONCE,
     Page,
@@ -32,12 +34,13 @@ from mirror.registry.lists import (
     page_of,
 )
 from mirror.registry.manifests import ManifestService
-from mirror.registry.remembered import INLINE_ENTRIES, Given, RememberedLists, Wanted, said
+from mirror.registry.remembered import INLINE_ENTRIES, Given, Recalled, RememberedLists, Wanted, said
 from mirror.store.base import Leases, Memo
 from mirror.store.threads import in_thread
 from mirror.upstream.base import Upstream
 
 log = logging.getLogger("mirror.lists")
+T = TypeVar("T")
 
 PAGE = 1_000
 """Tags of one page an upstream is asked for."""
@@ -97,10 +100,11 @@ class PulledLists:
             if not usable and not await self._usable(repository, 1, ""):
                 raise
             page = page_of(usable, count)
-            return Page(page.entries, page.more, hit=True, warning=f"only the tags kept here: {said(error)}")
+            warning = f"only the tags kept here: {said(error)}"
+            return Page(page.entries, page.more, hit=True, warning=warning, stale=reason_of(error))
         listed = found.entries[bisect_right(found.entries, last) :][: count + 1]
         page = page_of(list(dict.fromkeys(heapq.merge(listed, kept))), count)
-        return Page(page.entries, page.more, hit=found.hit, warning=found.warning)
+        return _page(page, found)
 
     async def referrers(
         self, repository: Repository, subject: Digest, *, artifact_type: str | None, n: int | None, last: str
@@ -118,7 +122,7 @@ class PulledLists:
         matching = (descriptor for descriptor in after if artifact_type in (None, descriptor.artifact_type))
         listed = list(islice(matching, count + 1))
         page = page_of(listed, min(count, fitting(listed)))
-        return Page(page.entries, page.more, hit=found.hit, warning=found.warning)
+        return _page(page, found)
 
     async def close(self) -> None:
         await self._tags.close()
@@ -161,6 +165,11 @@ class PulledLists:
         if index is None or index.descriptor.media_type != OCI_INDEX:
             return (), answer.warning
         return [child for child in index.manifests if child.media_type], answer.warning
+
+
+def _page(page: Page[T], found: Recalled[T]) -> Page[T]:
+    """Return a page with what is to be said of the list it is of."""
+    return Page(page.entries, page.more, hit=found.hit, warning=found.warning, stale=found.stale)
 
 
 async def _ask_tags(upstream: Upstream, repository: RepositoryName) -> Given[Tag]:

@@ -25,9 +25,9 @@ from cachetools import LRUCache
 from mirror.config import Tags
 from mirror.oci.errors import RegistryError, StorageFailed, Unknown, UpstreamError, UpstreamOffline, UpstreamTimeout
 from mirror.oci.names import Repository
-from mirror.registry.errors import from_record, to_record
+from mirror.registry.errors import from_record, reason_of, to_record
 from mirror.registry.sharing import HEADERS_WITHIN, Shared, wait_for_lease
-from mirror.registry.tags import LONGEST_WAIT, REMEMBER_404, RETRY_AFTER, SHARE, moment, pause_after
+from mirror.registry.tags import LONGEST_WAIT, REMEMBER_404, RETRY_AFTER, SHARE, SLOW, moment, pause_after
 from mirror.store.base import Leases, Memo
 from mirror.store.threads import in_thread
 
@@ -86,11 +86,15 @@ class Wanted(Generic[E]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalled(Generic[E]):
-    """A list to answer with. hit: what was remembered is the answer. warning: why it is stale, when it is."""
+    """A list to answer with. hit: what was remembered is the answer. warning: why it is stale, when it is.
+
+    stale: the same in a word.
+    """
 
     entries: tuple[E, ...]
     hit: bool
     warning: str | None = None
+    stale: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,7 @@ class RememberedLists(Generic[E]):
             if record.unknown is None and (stale_for is None or now < record.fresh_until + stale_for):
                 kept = record
         trouble: RegistryError | None = None
+        reason = ""
         if kept is not None or otherwise:
             trouble = await self._noted(wanted.key, record, lambda noted_at, retry_at: now < retry_at)
         if trouble is None:
@@ -156,7 +161,7 @@ class RememberedLists(Generic[E]):
                 async with asyncio.timeout(wait):
                     return _answer(await asyncio.shield(self._check(wanted, record)), hit=False)
             except TimeoutError:
-                trouble = wanted.late(wait)
+                trouble, reason = wanted.late(wait), SLOW
             except Unknown as error:
                 if settings.on_not_found == "forget":
                     raise
@@ -166,7 +171,7 @@ class RememberedLists(Generic[E]):
         if kept is None:
             raise trouble
         warning = f"stale since {moment(kept.fresh_until)}: {said(trouble)}"
-        return Recalled(entries=kept.entries, hit=True, warning=warning)
+        return Recalled(entries=kept.entries, hit=True, warning=warning, stale=reason or reason_of(trouble))
 
     async def close(self) -> None:
         await self._shared.close()

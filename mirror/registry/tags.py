@@ -37,7 +37,7 @@ from mirror.oci.errors import (
 )
 from mirror.oci.manifest import Manifest, is_manifest_type
 from mirror.oci.names import Digest, Repository, Tag
-from mirror.registry.errors import from_record, to_record
+from mirror.registry.errors import from_record, reason_of, to_record
 from mirror.registry.sharing import Shared, wait_for_lease
 from mirror.store.base import Leases, Memo
 from mirror.upstream.base import FetchedManifest, Resolved, Upstream
@@ -54,15 +54,22 @@ SHARE = 2.0
 """Seconds for which processes that waited together share a failure when nothing is kept."""
 LONGEST_WAIT = 10.0
 """Most seconds a client that has something to fall back on waits for a check, whatever ``revalidate_wait``."""
+SLOW = "slow"
+"""Why an answer is stale when the upstream did not say in that time; it may still, for who comes later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagAnswer:
-    """What a tag points at. hit: what was kept is the answer. warning: why it is stale, when it is."""
+    """What a tag points at. hit: what was kept is the answer. warning: why it is stale, when it is.
+
+    For the counts: stale: the same in a word; missed: why what was kept is not the answer.
+    """
 
     record: TagRecord
     hit: bool
     warning: str | None = None
+    stale: str | None = None
+    missed: str = "absent"
 
 
 Complete = Callable[[Repository, Digest], Awaitable[bool]]
@@ -187,9 +194,12 @@ class TagResolver:
         try:
             async with asyncio.timeout(None if kept is None else self.patience(repository)):
                 fresh = await asyncio.shield(self._check(upstream, repository, tag))
-            return TagAnswer(record=fresh, hit=False)
+            missed = "expired" if fresh.digest == record.digest else "moved"
+            return TagAnswer(record=fresh, hit=False, missed=missed)
         except TimeoutError:
             trouble = UpstreamTimeout(f"upstream {upstream.name} has not answered yet", upstream=upstream.name)
+            if kept is not None:
+                return _stale_answer(kept, trouble, SLOW)
         except Unknown as error:
             if settings.on_not_found == "forget":
                 raise
@@ -257,7 +267,7 @@ class TagResolver:
                 raise  # to find that out again costs nothing
             except UpstreamError as error:
                 if before is not None:
-                    log.warning("%s:%s cannot be checked: %s", repository, tag, error.brief)
+                    log.info("%s:%s cannot be checked: %s", repository, tag, error.brief)
                     await self._note(before, error, pause_after(error))
                 else:
                     await self._memo.remember(f"trouble {repository.key}:{tag}", json.dumps(to_record(error)), SHARE)
@@ -355,9 +365,10 @@ def pause_after(error: RegistryError) -> float:
     return max(RETRY_AFTER, min(asked or 0.0, LONGEST_RETRY))
 
 
-def _stale_answer(record: TagRecord, trouble: RegistryError) -> TagAnswer:
+def _stale_answer(record: TagRecord, trouble: RegistryError, reason: str = "") -> TagAnswer:
     said = trouble.brief if isinstance(trouble, UpstreamError) else trouble.message
-    return TagAnswer(record=record, hit=True, warning=f"stale since {moment(record.fresh_until)}: {said}")
+    warning = f"stale since {moment(record.fresh_until)}: {said}"
+    return TagAnswer(record=record, hit=True, warning=warning, stale=reason or reason_of(trouble))
 
 
 def moment(seconds: float) -> str:

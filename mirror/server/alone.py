@@ -61,7 +61,9 @@ async def serve_alone(config: Config, build_app: AppFactory) -> AsyncIterator[Al
         except OSError as error:
             raise StartupError(f"cannot write to {folder}: {error.strerror}") from error
         stack.callback(counts.close)
-        context = WorkerContext(slot=0, workers=1, metrics=counts, stopping=lambda: False, access_log=_NoLog())
+        context = WorkerContext(
+            slot=0, workers=1, leading=True, metrics=counts, stopping=lambda: False, access_log=_NoLog()
+        )
         app = await build_app(own, context)
         app.middlewares.append(_only_with(word))
         runner = Runner(app, access_log=None, auto_decompress=False, shutdown_timeout=_CANCEL_TIME)

@@ -1,6 +1,6 @@
 """One worker process, from fork to exit: its loop, its sockets, its end.
 
-It obeys its parent alone: the phase on the board, and the end of the ``life`` pipe. Signals of the terminal or of
+It obeys its parent alone: the boards, and the ends of two pipes. Signals of the terminal or of
 a service manager reach the whole process group and are the parent's to interpret.
 """
 
@@ -13,26 +13,36 @@ import logging
 import os
 import resource
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
+from mirror.api.keys import ADMIN
 from mirror.config import Config
-from mirror.logs import AccessLog
+from mirror.logs import AccessLog, human_of, level_of
 from mirror.metrics import Metrics
 from mirror.oci.errors import RegistryError
-from mirror.server.board import Board, Phase
+from mirror.server import pulse
+from mirror.server.board import Board, Phase, Ticks
+from mirror.server.certificates import watch
+from mirror.server.doors import Door, certificates, show_certificates
+from mirror.server.draining import drain, stop_listening
 from mirror.server.protocol import Runner
-from mirror.server.sockets import BACKLOG, Reservation
+from mirror.server.sockets import BACKLOG
 from mirror.worker import StartupError, WorkerContext
 
 AppFactory = Callable[[Config, WorkerContext], Awaitable[web.Application]]
 
+PREPARED = b"prepared\n"
 READY = b"ready\n"
+LEFT = b"left\n"
 FAILED = b"failed "
-"""What a worker writes to its parent: that it listens, or the one line that says why it cannot."""
+"""What a worker writes to its parent: that it could listen, that it does, that it does no more; or the one line that
+says why it cannot.
+"""
 
 _PR_SET_PDEATHSIG = 1
 _CANCEL_TIME = 0.5  # seconds, twice: for requests to end after the limit, before and after they are cancelled
@@ -44,30 +54,38 @@ log = logging.getLogger(__name__)
 class Job:
     """What a worker needs from its parent.
 
-    life: read end of a pipe whose other end only the parent has. report: write end of one the parent reads.
-    tick: seconds between two ticks. metrics: the folder.
+    index: its place in its generation, of so many workers; slot: the place where it counts. settle: called with the
+    configuration before anything else. sockets: to accept from, at each door. metrics: the folder. life, go: read ends
+    of pipes whose other ends only the parent has: when they end, the worker has to, or may listen. report: write end
+    of a pipe the parent reads. tick, look: seconds between two ticks, and between two looks at certificates.
     """
 
     config: Config
     build_app: AppFactory
+    settle: Callable[[Config], None]
+    index: int
     slot: int
     workers: int
     board: Board
-    reservations: Sequence[Reservation]
+    ticks: Ticks
+    sockets: Sequence[tuple[Door, Sequence[socket.socket]]]
     metrics: Path
     life: int
+    go: int
     report: int
     parent: int
     tick: float
+    look: float
 
 
 def run(job: Job) -> int:
-    """Be a worker until the service stops; return the exit code."""
+    """Be a worker until the parent ends it; return the exit code."""
     if not _end_with(job.parent):
         return 1
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client takes three descriptors
     try:
+        job.settle(job.config)
         asyncio.run(_work(job))
     except _Refused as error:
         # The parent says it, once, however many workers it hits.
@@ -88,75 +106,124 @@ async def _work(job: Job) -> None:
     _keep_ticking(loop, job)
     ended = loop.create_future()
     loop.add_reader(job.life, _life_ended, job, ended)
-    access_log = AccessLog()
+    access_log = AccessLog(
+        human=human_of(job.config.log.format), enabled=level_of(job.config.log.level) <= logging.INFO
+    )
     try:
-        runner = await _start(job, access_log)
+        context = _context(job, access_log)
+        runners = await _prepare(job, context)
         gc.collect()
         gc.freeze()  # what exists now lives as long as the worker: collections need not look at it
+        os.write(job.report, PREPARED)
+        await _allowed(job.go)
+        await _listen(job, runners)
         os.write(job.report, READY)
+        watched = certificates(door for door, _ in job.sockets)
+        watching = asyncio.create_task(watch(watched, every=job.look, telling=context.leading))
         await ended
-        await _drain(runner, job.config.drain_timeout)
+        watching.cancel()
+        await stop_listening(runners.every, [one for _, sockets in job.sockets for one in sockets])
+        os.write(job.report, LEFT)
+        await drain(
+            runners.every,
+            deadline=lambda: job.ticks.deadline,
+            patient=lambda: job.board.phase is not Phase.DRAINING,
+            leading=lambda: context.metrics.downloads.number > 0,
+        )
     finally:
         loop.remove_reader(job.life)
         access_log.close()
 
 
-async def _start(job: Job, access_log: AccessLog) -> Runner:
+def _context(job: Job, access_log: AccessLog) -> WorkerContext:
     try:
-        context = WorkerContext(
-            slot=job.slot,
-            workers=job.workers,
-            metrics=Metrics(job.metrics, job.slot),
-            stopping=job.board.stopping,
-            access_log=access_log,
-        )
-        runner = Runner(
-            await job.build_app(job.config, context),
-            access_log=None,  # the default one halves the requests per second
-            auto_decompress=False,  # digests are of the bytes as sent
-            handler_cancellation=False,
-            keepalive_timeout=75,  # the only timer there is for request headers
-            shutdown_timeout=_CANCEL_TIME,  # after our own wait
-        )
-        await runner.setup()
-        for reservation in job.reservations:
-            await web.SockSite(runner, reservation.open(), ssl_context=reservation.tls, backlog=BACKLOG).start()
+        metrics = Metrics(job.metrics, job.slot)
+    except OSError as error:
+        raise _Refused from error
+    job.board.show(metrics)
+    show_certificates(metrics, [door for door, _ in job.sockets])
+    context = WorkerContext(
+        slot=job.slot,
+        workers=job.workers,
+        leading=job.index == 0,
+        metrics=metrics,
+        stopping=job.board.stopping,
+        retired=lambda: job.ticks.retired,
+        access_log=access_log,
+    )
+    pulse.show(context, job.parent)
+    return context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Runners:
+    """What runs the application, and the one for administrators."""
+
+    clients: Runner
+    administrators: Runner | None
+
+    @property
+    def every(self) -> list[Runner]:
+        return [self.clients] if self.administrators is None else [self.clients, self.administrators]
+
+
+async def _prepare(job: Job, context: WorkerContext) -> _Runners:
+    """Do everything that can fail before somebody is answered."""
+    try:
+        app = await job.build_app(job.config, context)
+        clients, administrators = await _runner(app), None
+        if any(door.admin for door, _ in job.sockets):
+            if (admin := app.get(ADMIN)) is None:
+                raise StartupError("admin_listen: there is nothing for administrators; leave it out")
+            administrators = await _runner(admin)
     except (StartupError, RegistryError, OSError) as error:
         raise _Refused from error
+    return _Runners(clients=clients, administrators=administrators)
+
+
+async def _runner(app: web.Application) -> Runner:
+    runner = Runner(
+        app,
+        access_log=None,  # the default one halves the requests per second
+        auto_decompress=False,  # digests are of the bytes as sent
+        handler_cancellation=False,
+        keepalive_timeout=75,  # the only timer there is for request headers
+        shutdown_timeout=_CANCEL_TIME,  # after our own wait
+    )
+    await runner.setup()
     return runner
 
 
-async def _drain(runner: Runner, timeout: float) -> None:
-    """Stop listening, let running requests end for at most ``timeout`` seconds, then close everything."""
-    for site in list(runner.sites):
-        await site.stop()
-    await asyncio.sleep(0)  # what was accepted in this very round gets its handler
-    server = runner.server
-    if server is not None:
-        deadline = asyncio.get_running_loop().time() + timeout
-        transports = [handler.transport for handler in server.connections if handler.transport is not None]
-        server.pre_shutdown()  # without it ``shutdown`` would wait for idle connections as for busy ones
-        # Idle connections close now, busy ones after their response. Its own second half, which waits as long
-        # again for handlers that do not end, is left to the cleanup and its shorter time.
-        ending = asyncio.create_task(server.shutdown(timeout))
-        await asyncio.wait({ending}, timeout=timeout)
-        if not ending.done():
-            log.warning("%d requests did not end within drain_timeout and are cut off", len(server.connections))
-            ending.cancel()
-            await asyncio.wait({ending})
-        # A response that is finished may have its last bytes in our memory still; they would go with the process.
-        while any(one.get_write_buffer_size() for one in transports) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-    await runner.cleanup()
+async def _allowed(go: int) -> None:
+    """Wait until the parent lets its workers listen: all at once, when all could."""
+    loop = asyncio.get_running_loop()
+    allowed = loop.create_future()
+    loop.add_reader(go, allowed.cancel)
+    try:
+        await asyncio.wait({allowed})
+    finally:
+        loop.remove_reader(go)
+
+
+async def _listen(job: Job, runners: _Runners) -> None:
+    try:
+        for door, sockets in job.sockets:
+            runner = runners.administrators if door.admin else runners.clients
+            assert runner is not None
+            context = door.certificate.front if door.certificate else None
+            for one in sockets:
+                await web.SockSite(runner, one, ssl_context=context, backlog=BACKLOG).start()
+    except OSError as error:
+        raise _Refused from error
 
 
 def _keep_ticking(loop: asyncio.AbstractEventLoop, job: Job) -> None:
-    job.board.tick(job.slot)
+    job.ticks.tick(job.index)
     loop.call_later(job.tick, _keep_ticking, loop, job)
 
 
 def _life_ended(job: Job, ended: asyncio.Future[None]) -> None:
-    if job.board.phase is not Phase.DRAINING:
+    if not job.ticks.retired:
         os._exit(1)  # the parent did not close it, it died
     if not ended.done():
         ended.set_result(None)

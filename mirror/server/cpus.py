@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mirror.server.groups import control_groups, read_setting
+
 
 def worker_count(
     setting: int | str,
@@ -36,41 +38,13 @@ def _affinity() -> int:
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[float]:
-    """Give the CPU limits that bind us, in processors: of our control group and of each above it, versions 1 and 2."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            # The unified hierarchy; beside version 1 it is mounted one level down.
-            for folder in (*_upwards(cgroups, path), *_upwards(cgroups / "unified", path)):
-                quota, _, period = _read(folder / "cpu.max").partition(" ")
-                yield from _ratio(quota, period)
-        elif "cpu" in controllers.split(","):
-            for mount in {controllers, "cpu"}:
-                for folder in _upwards(cgroups / mount, path):
-                    yield from _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
-
-
-def _upwards(mount: Path, path: str) -> Iterator[Path]:
-    """Give the group's folder and all above it.
-
-    Inside a container the path is often the host's while the mount shows only our part of the tree: the folders
-    that do not exist then say nothing, and the mount itself is our group.
-    """
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for length in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:length])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    """Give the CPU limits that bind us, in processors."""
+    for version, folder in control_groups("cpu", proc, cgroups):
+        if version == 2:
+            quota, _, period = read_setting(folder / "cpu.max").partition(" ")
+            yield from _ratio(quota, period)
+        else:
+            yield from _ratio(read_setting(folder / "cpu.cfs_quota_us"), read_setting(folder / "cpu.cfs_period_us"))
 
 
 def _ratio(quota: str, period: str) -> Iterator[float]:

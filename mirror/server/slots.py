@@ -24,15 +24,25 @@ class Worker:
     killed: bool = False
 
     @property
+    def prepared(self) -> bool:
+        """Whether it could listen at once."""
+        return self.heard.startswith(child.PREPARED)
+
+    @property
     def ready(self) -> bool:
-        return self.heard.startswith(child.READY)
+        """Whether it listens."""
+        return self.heard.startswith(child.PREPARED + child.READY)
+
+    @property
+    def left(self) -> bool:
+        """Whether it listens no more."""
+        return self.heard.endswith(child.READY + child.LEFT)
 
     @property
     def failure(self) -> str | None:
         """The one line that says why it cannot start."""
-        if not self.heard.startswith(child.FAILED):
-            return None
-        return self.heard.removeprefix(child.FAILED).decode("utf-8", "replace").strip()
+        _, failed, reason = self.heard.partition(child.FAILED)
+        return reason.decode("utf-8", "replace").strip() if failed else None
 
     def hear(self) -> None:
         """Take what it has reported."""
@@ -47,9 +57,14 @@ class Worker:
 
 @dataclass(slots=True)
 class Slot:
-    """A place for one worker. deaths: how many in a row died at once; due: when the next one starts."""
+    """A place for one worker. index: among those of its generation. number: of its metrics, no other place's.
 
+    deaths: how many in a row died at once; due: when the next one starts. served: whether one ever listened.
+    """
+
+    index: int
     number: int
+    served: bool = False
     worker: Worker | None = None
     deaths: int = 0
     due: float = 0.0

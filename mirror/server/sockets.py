@@ -1,8 +1,12 @@
-"""The listening addresses: refused when somebody has them, reserved by the parent, opened by every worker.
+"""The listening addresses: refused when somebody has them, reserved by the parent, with a socket for every worker.
 
 With SO_REUSEPORT the kernel would let a second service in silently and split the clients between the two. So the
 parent first binds as if alone (SO_REUSEADDR only), then holds the address by a socket that never listens. That one
 keeps a second service's first step from succeeding, and keeps the number when port 0 asked for any.
+
+The workers' sockets stay open in the parent and are inherited by whoever takes a worker's place: what waits in a
+listening socket for ``accept`` would be reset when the last process closed it. When a worker dies its socket is closed,
+as the kernel would go on to queue connections in it.
 """
 
 from __future__ import annotations
@@ -10,12 +14,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-from mirror.config import ListenAddress, Tls
+from mirror.config import ListenAddress
 from mirror.server import neighbours
 from mirror.worker import StartupError
 
@@ -23,26 +26,25 @@ BACKLOG = 1024
 _PATIENCE = 0.5  # seconds: processes of a service killed just now close their sockets one after another
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """An address only this service's workers can listen on.
 
-    held: the socket that reserves it. address: as ``bind`` takes it, the port known. tls: what is spoken there.
+    held: the socket that reserves it. address: as ``bind`` takes it, the port known.
     """
 
-    held: socket.socket
-    address: tuple[Any, ...]
-    tls: ssl.SSLContext | None = None
+    def __init__(self, held: socket.socket, address: tuple[Any, ...]) -> None:
+        self.held = held
+        self.address = address
+        self._sockets: dict[int, socket.socket] = {}
 
     @property
-    def url(self) -> str:
-        """Where to reach it; an unspecified address as it is."""
-        scheme = "https" if self.tls else "http"
+    def name(self) -> str:
+        """Host and port; an unspecified address as it is."""
         host, port = self.address[:2]
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def open(self) -> socket.socket:
-        """Return a socket of this address for one worker, bound but not yet listening."""
+        """Return a new socket of this address, bound but not yet listening."""
         opened = make_socket(self.held.family, reuse_address=True, reuse_port=True)
         try:
             opened.bind(self.address)
@@ -52,18 +54,44 @@ class Reservation:
             raise
         return opened
 
+    def share(self, index: int, workers: int) -> list[socket.socket]:
+        """Return the sockets one of the workers accepts from, making its own if need be.
 
-def reserve(listen: ListenAddress) -> Reservation:
+        Those of workers that there are no more are for all: clients may be waiting in them.
+        """
+        if index not in self._sockets:
+            self._sockets[index] = self.open()
+        return [one for at, one in self._sockets.items() if at == index or at >= workers]
+
+    def drop(self, index: int) -> None:
+        """Close the socket of a worker that is no more."""
+        if (gone := self._sockets.pop(index, None)) is not None:
+            gone.close()
+
+    def close(self, keep: Iterable[socket.socket] = ()) -> None:
+        """Close everything but what is to be kept, in this process."""
+        kept = set(map(id, keep))
+        for one in (self.held, *self._sockets.values()):
+            if id(one) not in kept:
+                one.close()
+
+
+def reserve(listen: ListenAddress, beside: Iterable[Reservation] = ()) -> Reservation:
     """Take an address for this service.
 
+    beside: what it has already. An address that overlaps with one of those (0.0.0.0 and 127.0.0.1, with one port)
+    cannot be tried as if alone.
     Raises: StartupError when it is in use (saying by whom, if that can be seen), not ours to use, or unknown.
     """
     family, address = _resolve(listen)
     name = str(listen)
+    alone = not any(
+        address[1] == ours.address[1] and neighbours.overlap(address[0], ours.address[0]) for ours in beside
+    )
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            return _reserve(family, address)
+            return _reserve(family, address, alone=alone)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise StartupError(_explain(name, error)) from error
@@ -76,40 +104,10 @@ def reserve(listen: ListenAddress) -> Reservation:
         time.sleep(0.02)
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Load certificate and key.
-
-    Done once, in the parent: the workers inherit the keys of session tickets with it, so that a client resumes
-    its session at any worker.
-    Raises: StartupError when they cannot be read or do not belong together.
-    """
-    for path in (tls.certificate, tls.key):
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise StartupError(f"tls: cannot read {path}: {error.strerror}") from error
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except (ssl.SSLError, OSError) as error:
-            raise StartupError(f"tls: cannot use client_ca {tls.client_ca}: {error}") from error
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # An encrypted key would make OpenSSL ask for its password on the terminal and wait.
-        context.load_cert_chain(tls.certificate, tls.key, password=lambda: b"")
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "the key is encrypted, or one of them is not in PEM format"
-        raise StartupError(f"tls: cannot use certificate {tls.certificate} with key {tls.key}: {reason}") from error
-    return context
-
-
-def _reserve(family: socket.AddressFamily, address: tuple[Any, ...]) -> Reservation:
-    if address[1]:
-        with make_socket(family, reuse_address=True) as alone:
-            alone.bind(address)
+def _reserve(family: socket.AddressFamily, address: tuple[Any, ...], *, alone: bool) -> Reservation:
+    if address[1] and alone:
+        with make_socket(family, reuse_address=True) as tried:
+            tried.bind(address)
     # SO_REUSEADDR, as connections of an earlier server may still be in TIME_WAIT.
     held = make_socket(family, reuse_address=True, reuse_port=True)
     try:
@@ -124,7 +122,7 @@ def _reserve(family: socket.AddressFamily, address: tuple[Any, ...]) -> Reservat
     except OSError:
         held.close()
         raise
-    return Reservation(held=held, address=taken)
+    return Reservation(held, taken)
 
 
 def make_socket(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.oci.names import Digest
+from mirror.oci.names import Digest, Repository
 from mirror.store.ingest import Ingest
 from mirror.store.state import StateReader
 
@@ -130,4 +130,12 @@ class Memo(Protocol):
 
     async def remember(self, key: str, answer: str, seconds: float) -> None:
         """Remember an answer."""
+        ...
+
+
+class Usage(Protocol):
+    """What repositories are used for, counted. For the way of a hit: costs some dictionary entries."""
+
+    def note(self, repository: Repository, *, pulled: str | None, hit: bool, nbytes: int) -> None:
+        """Count an answer with content. pulled: the digest of a manifest that was got. nbytes: of bodies, sent."""
         ...

@@ -1,10 +1,10 @@
-"""Two small expiring indexes all processes share, kept with diskcache.
+"""Two small expiring indexes all processes share, kept with diskcache; and the batches in which they are written.
 
 ``cache.index/blobs``: digest → size of what was pulled through, in least-recently-used order (a touch is a
 delete and a set in one transaction, so the oldest row is the first). ``cache.index/memo``: small answers worth
 remembering for seconds. Neither is opened on the way of a hit: touches are collected in memory and written in
-one batch. diskcache would pickle values it does not know, and unpickle what it finds (CVE-2025-69872): the
-``Disk`` below refuses both.
+one batch, and with them what is counted (``tally.py``). diskcache would pickle values it does not know, and
+unpickle what it finds (CVE-2025-69872): the ``Disk`` below refuses both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ import diskcache
 
 from mirror.oci.errors import StorageFailed
 from mirror.oci.names import Digest
+from mirror.store.tally import FILE, Counted, Tally
 
 log = logging.getLogger("mirror.store")
 T = TypeVar("T")
 
 MOST_TOUCHES = 100_000
 """Touches kept in memory while they cannot be written."""
+
+INDEX = "blobs/cache.db"
+"""Where, in the folder, the index of what was pulled through is."""
+ROWS = "SELECT key AS digest, value AS size, store_time AS used FROM {schema}.Cache"
+"""What is in it: digest, size in bytes, when it was used last (Unix seconds). Each use stores its row anew."""
+NO_ROWS = "SELECT '' AS digest, 0 AS size, 0.0 AS used WHERE 0"
+"""The same, where there is no index."""
 
 _MODE_PICKLE = 4
 
@@ -57,12 +65,16 @@ class PlainDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 class Residency:
-    """The two indexes. Everything that opens them runs in one thread of its own."""
+    """The two indexes. Everything that opens them runs in one thread of its own.
+
+    tally: what is counted of repositories, written in the same batches.
+    """
 
     FLUSH_EVERY = 3.0
     """Seconds between batches of touches."""
 
     def __init__(self, folder: Path) -> None:
+        self.tally = Tally(folder / FILE)
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
         self._touched: dict[str, int | None] = {}
@@ -105,7 +117,7 @@ class Residency:
             log.error("the index of what is kept cannot be written: %s", error)  # a row without a file does no harm
 
     async def flush(self) -> None:
-        """Write the touches collected so far."""
+        """Write the touches and counts collected so far."""
         touched, self._touched = self._touched, {}
         if touched:
             try:
@@ -114,6 +126,15 @@ class Residency:
                 # A full disk, most likely. What was used when matters less than serving.
                 log.error("the index of what was used cannot be written: %s", error)
                 self._touched = touched | self._touched if len(touched) < MOST_TOUCHES else self._touched
+        counted = self.tally.take()
+        if counted is not None:
+            await self._add(counted)
+
+    async def _add(self, counted: Counted) -> None:
+        try:
+            await self._run(self.tally.add, counted)
+        except sqlite3.Error as error:
+            log.error("what was counted of pulls cannot be written, and is lost: %s", error)
 
     async def recall(self, key: str) -> str | None:
         """Return a remembered answer that has not expired."""
@@ -139,8 +160,10 @@ class Residency:
         self._blobs = diskcache.Cache(str(self._folder / "blobs"), disk=PlainDisk, **never)
         # Expired memo rows are removed as new ones are written.
         self._memo = diskcache.Cache(str(self._folder / "memo"), disk=PlainDisk, **{**never, "cull_limit": 8})
+        self.tally.open()
 
     def _close(self) -> None:
+        self.tally.close()
         self._blobs.close()
         self._memo.close()
 

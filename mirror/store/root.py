@@ -5,7 +5,7 @@
   owner.lock                        held by the one service that runs here
   blobs/<algorithm>/<hex>           kept: pushed or pinned
   cache/<algorithm>/<hex>           evictable: pulled through
-  cache.index/                      which of them were used when
+  cache.index/                      which of them were used when, and what was pulled how often
   ingest/<algorithm>/<hex>.<n>.part     a download in flight, generation n
   ingest/<algorithm>/<hex>.state        its state, written by its leader only
   ingest/uploads/<session>.<owner>      a push session; its length is the session's offset
@@ -27,10 +27,17 @@ from pathlib import Path
 
 from mirror.oci.errors import StorageFailed
 from mirror.oci.names import ALGORITHMS, Digest
+from mirror.store.files import read_plain
 
 LAYOUT = 1
+_LONGEST_FORMAT = 64 * 1024
 
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs",
+
+class RootAbsent(StorageFailed):
+    """There is no root in a folder."""
+
+
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs",
             "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph", "ncpfs", "gfs2", "ocfs2"}  # fmt: skip
 
 
@@ -63,6 +70,10 @@ class Root:
     def index(self) -> Path:
         return self.path / "cache.index"
 
+    @property
+    def metrics(self) -> Path:
+        return self.path / "run" / "metrics"
+
     def kept(self, digest: Digest) -> str:
         return f"{self.path}/blobs/{digest.algorithm}/{digest.encoded}"
 
@@ -84,8 +95,8 @@ def open_root(path: Path) -> Root:
     path = path.absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kind = _file_system(path)
-        if kind in _NETWORK:
+        kind = file_system(path)
+        if kind in NETWORK:
             raise StorageFailed(
                 f"storage.root {path} is on a network file system ({kind}), whose locks and links cannot be "
                 "relied on; choose a folder on a local disk"
@@ -103,6 +114,23 @@ def open_root(path: Path) -> Root:
     return Root(path=path, database=found["database"], secret=bytes.fromhex(found["secret"]))
 
 
+def find_root(path: Path) -> Root:
+    """Open a root that is there, to look at it: nothing is made or changed.
+
+    Raises: RootAbsent when there is none; StorageFailed when it is of a newer layout, or cannot be read.
+    """
+    path = path.absolute()
+    try:
+        found = _parse_format(path / "format")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RootAbsent(
+            f"{path} is no root of a mirror; give the right one by --root or --config, or start the service once"
+        ) from None
+    except OSError as error:
+        raise StorageFailed(f"{path} cannot be read: {error.strerror}; look as the user the service runs as") from error
+    return Root(path=path, database=found["database"], secret=bytes.fromhex(found["secret"]))
+
+
 def _read_format(path: Path) -> dict[str, str]:
     if not path.exists():
         fresh = path.with_name(f"format.{os.getpid()}.{secrets.token_hex(4)}")
@@ -117,12 +145,16 @@ def _read_format(path: Path) -> dict[str, str]:
             pass
         finally:
             fresh.unlink()
+    return _parse_format(path)
+
+
+def _parse_format(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_plain(path, _LONGEST_FORMAT))
         layout = int(found["layout"])
         result = {"database": str(found["database"]), "secret": str(found["secret"])}
         bytes.fromhex(result["secret"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageFailed(
             f"{path} is damaged ({error!r}); restore it from a backup, or move the whole folder away"
         ) from error
@@ -134,7 +166,7 @@ def _read_format(path: Path) -> dict[str, str]:
     return result
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """Return the type of the file system a folder is on, "" when that cannot be known."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"

@@ -72,62 +72,19 @@ class _Record(NamedTuple):
     other: int
 
 
-class SharedNumbers:
-    """``Numbers`` of all processes that open the same file. Used on one event loop, which need not run yet."""
+class _Slots:
+    """Where keys have their numbers in the file, and what they are. _map: all of its bytes."""
 
-    def __init__(self, path: Path, secret: bytes, *, patience: float = PATIENCE) -> None:
-        """Open the file, making or repairing it as needed. Blocks. To be made after a fork, not before it.
+    _map: mmap.mmap | bytes
 
-        secret: of this root, so that nobody can make up keys that fall into another's bucket. patience: seconds.
-        Raises: StorageFull, StorageFailed.
-        """
+    def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._patience = patience
         self._places: dict[str, tuple[bytes, int]] = {}
-        with disk_errors(f"preparing {path}"):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _prepare(self._fd)
-                self._map = mmap.mmap(self._fd, SIZE)
-            except BaseException:
-                os.close(self._fd)
-                raise
 
     def read(self, key: str) -> Sequence[float]:
         """Return the numbers of a key, zeros when it has none. No system call."""
         found = self._find(*self._place(key))
         return _ZEROS if found is None else found.numbers
-
-    async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
-        """Let ``change`` alter the numbers in place, and return its result; if it raises, nothing is altered.
-
-        No other update comes between, unless a process was stopped in the middle of its own.
-        """
-        digest, page = self._place(key)
-        locked = await self._lock(page)
-        try:
-            found = self._find(digest, page)
-            last = found or self._longest_ago(page)
-            turn = max(last.turn + 1, time.time_ns())
-            before = found.numbers if found else _ZEROS
-            numbers = list(before)
-            result = change(numbers)
-            if tuple(numbers) != before:
-                checked = _HEAD.pack(0, turn, digest)[_CHECKED:] + _BODY.pack(*numbers)
-                self._map[last.other : last.other + _COPY] = struct.pack("<I", zlib.crc32(checked)) + checked
-            return result
-        finally:
-            if locked:
-                self._flock(fcntl.F_UNLCK, page)
-
-    def close(self) -> None:
-        """Unmap the file; doing so twice is harmless."""
-        self._map.close()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    # ---- places ----
 
     def _place(self, key: str) -> tuple[bytes, int]:
         """Return a key's hash, and where its bucket begins."""
@@ -164,6 +121,56 @@ class SharedNumbers:
                     return _Record(turn, digest, _BODY.unpack_from(raw, at + _HEAD.size), slot + _COPY - at)
         return _Record(0, b"", _ZEROS, other=slot)
 
+
+class SharedNumbers(_Slots):
+    """``Numbers`` of all processes that open the same file. Used on one event loop, which need not run yet."""
+
+    def __init__(self, path: Path, secret: bytes, *, patience: float = PATIENCE) -> None:
+        """Open the file, making or repairing it as needed. Blocks. To be made after a fork, not before it.
+
+        secret: of this root, so that nobody can make up keys that fall into another's bucket. patience: seconds.
+        Raises: StorageFull, StorageFailed.
+        """
+        super().__init__(secret)
+        self._patience = patience
+        with disk_errors(f"preparing {path}"):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _prepare(self._fd)
+                self._map: mmap.mmap = mmap.mmap(self._fd, SIZE)
+            except BaseException:
+                os.close(self._fd)
+                raise
+
+    async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
+        """Let ``change`` alter the numbers in place, and return its result; if it raises, nothing is altered.
+
+        No other update comes between, unless a process was stopped in the middle of its own.
+        """
+        digest, page = self._place(key)
+        locked = await self._lock(page)
+        try:
+            found = self._find(digest, page)
+            last = found or self._longest_ago(page)
+            turn = max(last.turn + 1, time.time_ns())
+            before = found.numbers if found else _ZEROS
+            numbers = list(before)
+            result = change(numbers)
+            if tuple(numbers) != before:
+                checked = _HEAD.pack(0, turn, digest)[_CHECKED:] + _BODY.pack(*numbers)
+                self._map[last.other : last.other + _COPY] = struct.pack("<I", zlib.crc32(checked)) + checked
+            return result
+        finally:
+            if locked:
+                self._flock(fcntl.F_UNLCK, page)
+
+    def close(self) -> None:
+        """Unmap the file; doing so twice is harmless."""
+        self._map.close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     # ---- exclusion ----
 
     async def _lock(self, page: int) -> bool:
@@ -186,6 +193,47 @@ class SharedNumbers:
                 return False
             raise
         return True
+
+
+class ViewedNumbers(_Slots):
+    """The numbers of a file, for who looks at it from outside: what is changed here, only this process sees."""
+
+    def __init__(self, path: Path, secret: bytes) -> None:
+        """Map the file as it is; one that is not there, or of another layout, has zeros. Blocks.
+
+        Raises: StorageFailed.
+        """
+        super().__init__(secret)
+        self._map = bytes(SIZE)
+        self._changed: dict[str, Sequence[float]] = {}
+        with disk_errors(f"reading {path}"):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+            except FileNotFoundError:
+                return
+            try:
+                if os.fstat(fd).st_size >= SIZE and os.pread(fd, len(_TITLE), 0) == _TITLE:
+                    self._map = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ)
+            finally:
+                os.close(fd)
+
+    def read(self, key: str) -> Sequence[float]:
+        """Return the numbers of a key, zeros when it has none."""
+        changed = self._changed.get(key)
+        return super().read(key) if changed is None else changed
+
+    async def update(self, key: str, change: Callable[[list[float]], T]) -> T:
+        """Let ``change`` alter the numbers, for this process alone."""
+        numbers = list(self.read(key))
+        result = change(numbers)
+        self._changed[key] = numbers
+        return result
+
+    def close(self) -> None:
+        """Unmap the file; doing so twice is harmless."""
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
+        self._map = bytes(SIZE)
 
 
 def _prepare(fd: int) -> None:

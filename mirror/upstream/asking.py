@@ -10,8 +10,10 @@ for a while (``breaker.py``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
+import time
 from asyncio import sleep
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -24,12 +26,15 @@ from yarl import URL
 
 from mirror.oci.errors import UpstreamRateLimited, UpstreamTokenFailed
 from mirror.oci.names import RepositoryName
+from mirror.upstream.about import AccountState
 from mirror.upstream.auth import Authenticator, Authorization, Refused
 from mirror.upstream.breaker import BreakerOpen
 from mirror.upstream.guard import AddressRefused, same_origin
 from mirror.upstream.quota import Exported, Quota, low, pick
 from mirror.upstream.report import Reporter, UpstreamMetrics, retry_after, tls_failure
 from mirror.upstream.transport import Transport
+
+log = logging.getLogger("mirror.upstream")
 
 REPEATED = frozenset({500, 502, 503, 504})
 """Statuses that may be gone the next time."""
@@ -45,19 +50,30 @@ MARGIN = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request. kind: for the counts. path: below the repository. of: what is asked for, in words."""
+    """A request. kind: for the counts. path: below the repository. of: what is asked for, in words.
+
+    repository: None for the API itself.
+    """
 
     kind: str
     method: str
-    repository: RepositoryName
+    repository: RepositoryName | None
     path: str
     of: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def place(self) -> str:
+        """Return the path below ``/v2/``."""
+        return self.path if self.repository is None else f"{self.repository}/{self.path}"
+
+    @property
     def counts(self) -> bool:
         """Say whether it is one of those that pull quotas count: GETs of manifests, and no others."""
         return self.kind == "manifest" and self.method == "GET"
+
+
+GREETING = Question(kind="ping", method="GET", repository=None, path="", of="the API")
 
 
 class Rejected(Exception):
@@ -88,10 +104,16 @@ _Refusal = Rejected | UpstreamTokenFailed | UpstreamRateLimited | _Limited
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: nobody, or an account; and what is left of its quota."""
+    """Who asks: nobody, or an account; and what is left of its quota. label: what to call the account."""
 
     auth: Authenticator
     quota: Quota
+    label: str | None = None
+
+    def about(self) -> AccountState:
+        """Return what is known of it now."""
+        found = self.quota.exported()
+        return AccountState(name=self.label, limit=found.limit, remaining=found.remaining, paused=found.paused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +157,7 @@ class Asker:
         self._floor = floor
         self._query = query
         self._headers = headers
-        self._refused: TTLCache[tuple[RepositoryName, int], bool] = TTLCache(4096, REFUSED_FOR)
+        self._refused: TTLCache[tuple[RepositoryName | None, int], bool] = TTLCache(4096, REFUSED_FOR)
 
     async def ask(self, question: Question, *, deadline: float) -> Answer:
         """Ask until there is an answer to take. deadline: of the event loop's clock, for everything together.
@@ -153,6 +175,14 @@ class Asker:
                     raise self._rate_limited(question, limited, wait) from None
             patient = False
             await sleep(wait + random.uniform(0.01, 0.1))
+
+    async def greet(self, caller: Caller, *, deadline: float) -> tuple[aiohttp.ClientResponse, Authorization]:
+        """Ask for the API itself (end-1) as one account, which is how a login is proved. It counts nowhere.
+
+        Returns the last word, whatever it is, to be released by the caller; and what went with the request.
+        Raises: what transport raises; ``auth.Refused``; what ``Authenticator`` raises.
+        """
+        return await self._introduced(caller, GREETING, deadline)
 
     def saving(self) -> str | None:
         """Say that what is left of every account's quota is not to be spent on what can be answered stale."""
@@ -257,7 +287,7 @@ class Asker:
     ) -> tuple[aiohttp.ClientResponse, Authorization]:
         """Ask with what the registry wants to see. Returns its last word, and what went with the request."""
         auth, repository = caller.auth, question.repository
-        url = self._url_of(f"{repository}/{question.path}")
+        url = self._url_of(question.place)
         used = await auth.known(repository)
         if question.counts and not await caller.quota.spend():
             raise _Limited(answered=False)
@@ -280,11 +310,14 @@ class Asker:
         headers = {**self._headers(), **question.headers}
 
         async def send() -> aiohttp.ClientResponse:
+            began = time.monotonic()
             response = await self._transport.open(
                 question.method, url, headers=headers, authorization=used.header, deadline=deadline
             )
             try:
-                self._metrics.request(self._report.label, question.kind, response.status)
+                self._answered(question.kind, response, began)
+                said = "%s answered %d to %s of %s"
+                log.debug(said, self._report.subject, response.status, question.method, question.of)
                 if same_origin(response.url, self._url):
                     await caller.quota.note(response.headers, response.status, counted=question.counts)
             except BaseException:
@@ -293,6 +326,9 @@ class Asker:
             return response
 
         return await self._repeated(send, deadline)
+
+    def _answered(self, kind: str, response: aiohttp.ClientResponse, began: float) -> None:
+        self._metrics.request(self._report.label, kind, response.status, time.monotonic() - began)
 
     def _url_of(self, path: str) -> URL:
         """Return the URL of a path below ``/v2/``. A query it has goes out as it is."""
@@ -304,12 +340,14 @@ class Asker:
         url = self._url_of("")
         headers = self._headers()
 
-        def send() -> Awaitable[aiohttp.ClientResponse]:
-            return self._transport.open("GET", url, headers=headers, deadline=deadline)
+        async def send() -> aiohttp.ClientResponse:
+            began = time.monotonic()
+            response = await self._transport.open("GET", url, headers=headers, deadline=deadline)
+            self._answered("ping", response, began)
+            return response
 
         response = await self._repeated(send, deadline)
         with released(response):
-            self._metrics.request(self._report.label, "ping", response.status)
             if response.status != 401 or not same_origin(response.url, self._url):
                 return []
             return response.headers.getall("WWW-Authenticate", [])

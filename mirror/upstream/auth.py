@@ -63,7 +63,7 @@ class Authorization:
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What a token is for."""
+    """What a token is for. scope: "" for nothing in particular."""
 
     realm: str
     service: str
@@ -89,7 +89,10 @@ class Sender(Protocol):
 
 
 class Authenticator:
-    """Everything about the challenges and tokens of one account at one registry. Used on one event loop."""
+    """Everything about the challenges and tokens of one account at one registry. Used on one event loop.
+
+    repository, in its methods: what is asked for there; None for nothing in particular, as a login is.
+    """
 
     def __init__(
         self,
@@ -141,14 +144,14 @@ class Authenticator:
         if not self._read:
             await self._current()
 
-    async def known(self, repository: RepositoryName) -> Authorization:
+    async def known(self, repository: RepositoryName | None) -> Authorization:
         """Return what the last challenge of this upstream asks for, so that no request has to be refused first."""
         if self._challenge is None:
             return Authorization()
         return await self._answer(self._challenge, repository)
 
     async def challenged(
-        self, headers: Sequence[str], repository: RepositoryName, *, used: Authorization
+        self, headers: Sequence[str], repository: RepositoryName | None, *, used: Authorization
     ) -> Authorization | None:
         """Return what a 401 asks for; None when there is nothing more to offer.
 
@@ -170,7 +173,7 @@ class Authenticator:
             return await self._renewed(challenge, repository, used)
         return answer if answer.header is not None and answer.header != used.header else None
 
-    async def denied(self, repository: RepositoryName, *, used: Authorization) -> Authorization | None:
+    async def denied(self, repository: RepositoryName | None, *, used: Authorization) -> Authorization | None:
         """Return what a 403 may be answered with, as some say it of a login that has expired; None for nothing.
 
         used: what went with the refused request. Raises: what ``challenged`` does.
@@ -181,7 +184,7 @@ class Authenticator:
         return await self._renewed(self._challenge, repository, used)
 
     async def _renewed(
-        self, challenge: Challenge, repository: RepositoryName, used: Authorization
+        self, challenge: Challenge, repository: RepositoryName | None, used: Authorization
     ) -> Authorization | None:
         """Return an answer with a login that is not the one used; None when there is no other."""
         if self._account is None:
@@ -190,7 +193,7 @@ class Authenticator:
         answer = await self._answer(challenge, repository)
         return answer if answer.header is not None and answer.header != used.header else None
 
-    async def _answer(self, challenge: Challenge, repository: RepositoryName) -> Authorization:
+    async def _answer(self, challenge: Challenge, repository: RepositoryName | None) -> Authorization:
         if challenge.scheme == "basic":
             # It goes to the registry itself. The other kinds of login are nothing it could take.
             login = await self._current()
@@ -212,9 +215,10 @@ class Authenticator:
         self._read = True
         return self._login
 
-    async def _bearer(self, challenge: Challenge, repository: RepositoryName) -> Authorization:
+    async def _bearer(self, challenge: Challenge, repository: RepositoryName | None) -> Authorization:
         # Our own scope: ghcr.io's challenge of /v2/ holds a placeholder, and some ask for more than a pull needs.
-        key = TokenKey(challenge.realm, challenge.service, f"repository:{repository}:pull")
+        scope = f"repository:{repository}:pull" if repository is not None else ""
+        key = TokenKey(challenge.realm, challenge.service, scope)
         token = self._tokens.get(key)
         if token is not None:
             return _bearing(token)
@@ -249,7 +253,6 @@ class Authenticator:
         if isinstance(login, RegistryToken):
             return Authorization(f"Bearer {login.value}", anonymous=False)
         realm = self._realm(key)
-        host = realm.host or ""
         # In a thread: the first question loads the list of public suffixes.
         if login is not None and not await asyncio.to_thread(realm_allowed, self._url, realm, self._realms):
             raise self._report.error(
@@ -258,10 +261,25 @@ class Authenticator:
                 f"{self.user!r}; if it should be, list it in realms of this upstream",
                 host=self._host,
             )
+        result = "failed"
+        try:
+            token = await self._token(key, login, realm)
+            result = "granted"
+        except Refused:
+            result = "refused"
+            raise
+        finally:
+            self._report.metrics.token(self._report.label or self._report.upstream, result)
+        self._tokens[key] = token
+        return _bearing(token)
+
+    async def _token(self, key: TokenKey, login: IdentityToken | Password | None, realm: URL) -> Token:
+        """Ask a realm for a token. Raises: Refused; UpstreamError, which is logged and counted."""
+        host = realm.host or ""
         asked = {"service": key.service} if key.service else {}
-        asked["scope"] = key.scope
-        what = f"no token from {host} for {key.scope}"
-        self._report.metrics.token(self._report.label or self._report.upstream)
+        if key.scope:
+            asked["scope"] = key.scope
+        what = f"no token from {host}{f' for {key.scope}' if key.scope else ''}"
         try:
             async with asyncio.timeout(self._timeout), self._ask(realm, asked, login) as response:
                 status = response.status
@@ -296,8 +314,7 @@ class Authenticator:
             raise self._report.error(
                 UpstreamTokenFailed, f"{what}: its answer holds no token; check the url", host=host, status=status
             )
-        self._tokens[key] = token
-        return _bearing(token)
+        return token
 
     def _ask(
         self, realm: URL, asked: Mapping[str, str], login: IdentityToken | Password | None

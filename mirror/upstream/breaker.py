@@ -122,6 +122,11 @@ class Breaker:
         phase = Phase.PROBING if found[_PROBE] else Phase.OPEN
         return Condition(phase=phase, cause=_cause(found), seconds=max(0.0, now - found[_DOWN_SINCE]))
 
+    def wait(self, host: str) -> float:
+        """Return the seconds until a host may be asked, 0 for now."""
+        found, now = self._numbers.read(_key(host)), self._clock()
+        return max(0.0, self._left(found, now)) if self._window and found[_RESTS_FROM] else 0.0
+
     # ---- what a trial says ----
 
     async def note_success(self, host: str) -> None:

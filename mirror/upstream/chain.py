@@ -117,8 +117,13 @@ class Chain:
         *,
         offline: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        wrong: Callable[[str], None] | None = None,
     ) -> None:
-        """name: the one it is configured under. registry: the upstream itself. clock: seconds, ages doubts."""
+        """name: the one it is configured under. registry: the upstream itself. clock: seconds, ages doubts.
+
+        wrong: counts a manifest or blob ("manifest", "blob") of a mirror that is not that of its digest.
+        """
+        self._count_wrong = wrong or (lambda kind: None)
         self.name = name
         self._registry = registry
         self._mirrors = mirrors
@@ -254,6 +259,10 @@ class Chain:
         for upstream in (self._registry, *(mirror.upstream for mirror in self._mirrors)):
             await upstream.close()
 
+    def order(self, target: Tag | Digest) -> tuple[int | None, ...]:
+        """Return who is asked for a manifest, or a blob, in order: mirrors by their place, None the registry itself."""
+        return () if self._offline else (*self._asked(target), None)
+
     # ---- one after the other ----
 
     def _asked(self, target: Tag | Digest | None) -> list[int]:
@@ -308,6 +317,7 @@ class Chain:
         if not (await asyncio.to_thread(_is, found, expected) if long else _is(found, expected)):
             if isinstance(target, Digest):
                 self._note_wrong(target, at)
+                self._count_wrong("manifest")
             raise self._useless(at, _manifest(repository, target), "and sends something else for it")
         return replace(found, digest=expected, anonymous=False)
 
@@ -323,6 +333,7 @@ class Chain:
                     await asyncio.to_thread(hasher.update, piece)
         if hasher.hexdigest() != digest.encoded:
             self._note_wrong(digest, at)
+            self._count_wrong("blob")
             raise self._useless(at, f"blob {digest} of {repository}", "and sends something else for it")
         return Resolved(digest=digest, media_type=None, size=size, anonymous=False)
 

@@ -33,17 +33,20 @@ from mirror.oci.errors import (
     UpstreamInvalid,
     UpstreamRateLimited,
     UpstreamResting,
+    UpstreamSpared,
 )
 from mirror.oci.manifest import ACCEPT, OCI_INDEX, Descriptor, media_type_of
 from mirror.oci.names import Digest, RepositoryName, Tag, try_digest
 from mirror.oci.ranges import ByteRange, parse_content_range
 from mirror.upstream import via
+from mirror.upstream.about import About, Resting
 from mirror.upstream.asking import Answer, Asker, Caller, Question, Rejected, released, time_for
 from mirror.upstream.auth import Authenticator
 from mirror.upstream.base import FetchedManifest, Numbers, Resolved, TagPage
 from mirror.upstream.body import Body
 from mirror.upstream.breaker import Breaker, BreakerOpen, Phase
 from mirror.upstream.credentials import Account, account_of
+from mirror.upstream.greeting import Greeting, greeted
 from mirror.upstream.listing import (
     LIST_LIMIT,
     NO_REFERRERS,
@@ -157,6 +160,7 @@ class RegistryClient:
                 ),
                 # By its label as well: who takes another's place in the settings has a quota of its own.
                 Quota(numbers, f"{name} {place}", f"{at} {account.label if account else ''}"),
+                account.label if account else None,
             )
             for at, account in enumerate(given or [None])
         ]
@@ -294,16 +298,40 @@ class RegistryClient:
             UpstreamInvalid, f"answered pages that do not end, or have more than {REFERRERS_LIMIT} bytes,", of=of
         )
 
+    async def greet(self) -> list[Greeting]:
+        """Ask for the API itself (end-1) as each account, or as nobody; one after the other, counted by no quota."""
+        found = []
+        for caller in self._asker.callers:
+            deadline = asyncio.get_running_loop().time() + self._timeouts.headers
+            found.append(await greeted(self._asker, caller, url=self._url, deadline=deadline))
+        return found
+
     def saving(self) -> UpstreamError | None:
         """Say why requests that count against a quota should not be spent on what can be answered stale."""
         did = self._asker.saving()
         if did is None:
             return None
-        return UpstreamRateLimited(f"{self.name} {did}; {self._asker.advice()}", upstream=self.name)
+        return UpstreamSpared(f"{self.name} {did}; {self._asker.advice()}", upstream=self.name)
 
     def quotas(self) -> Sequence[Exported]:
         """Return what is left of each account's pulls, in the order of the settings; the same in all workers."""
         return self._asker.quotas()
+
+    def about(self) -> About:
+        """Return how it is asked, and what all workers know of it now. Nothing is asked."""
+        place = place_of(self._url)
+        condition = self._breaker.state(place)
+        cause = condition.cause
+        return About(
+            url=self._base,
+            proxy=self._transport.way(),
+            accounts=tuple(caller.about() for caller in self._asker.callers),
+            connections=self._settings.connections,
+            rate=self._settings.rate,
+            resting=None
+            if cause is None
+            else Resting(cause=cause.words, since=condition.seconds, wait=self._breaker.wait(place)),
+        )
 
     def is_left_alone(self) -> bool:
         """Say whether its own host is left alone because it does not answer; the same in all workers."""

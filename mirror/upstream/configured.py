@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from mirror import config
+from mirror.config.problems import did_you_mean
 from mirror.upstream.globs import compile_glob
 
 T = TypeVar("T")
@@ -27,6 +28,15 @@ _HOST_PLACE = "{host}"
 
 REMEMBERED = 1024
 """Names whose pattern is remembered: the same few are looked up with every request."""
+
+
+class UnknownUpstream(Exception):
+    """A name that is no upstream's. The text is what to say of it, with what may have been meant."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        hint = did_you_mean(name, known) or f"there are {', '.join(known) or 'none'}"
+        super().__init__(f"no upstream is called {name[:120]!r}; {hint}")
 
 
 class Patterns:

@@ -15,17 +15,22 @@ class UpstreamCounts:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def request(self, upstream: str, kind: str, status: int) -> None:
+    def request(self, upstream: str, kind: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
         self._metrics.upstream_requests.labels(upstream, kind, status_class(status)).inc()
+        self._metrics.upstream_seconds.labels(upstream, kind).observe(seconds)
 
-    def token(self, upstream: str) -> None:
+    def token(self, upstream: str, result: str) -> None:
         """Count a request for a token."""
-        self._metrics.token_requests.labels(upstream).inc()
+        self._metrics.token_requests.labels(upstream, result).inc()
 
     def error(self, upstream: str, reason: str) -> None:
         """Count a failure."""
         self._metrics.upstream_errors.labels(upstream, reason).inc()
+
+    def wrong_content(self, upstream: str, kind: str) -> None:
+        """Count content of a mirror that is not that of its digest."""
+        self._metrics.wrong_content.labels(upstream, kind).inc()
 
     def fetched(self, upstream: str, nbytes: int) -> None:
         """Count body bytes received."""

@@ -18,6 +18,7 @@ from mirror.oci.errors import (
     UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
+    UpstreamResting,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -39,11 +40,14 @@ LONGEST_WAIT = 86_400
 class UpstreamMetrics(Protocol):
     """What is counted. upstream: its configured name."""
 
-    def request(self, upstream: str, kind: str, status: int) -> None:
-        """Count a request that was answered. kind: "manifest", "blob", "tags", "referrers" or "ping"."""
+    def request(self, upstream: str, kind: str, status: int, seconds: float) -> None:
+        """Count a request that was answered. kind: "manifest", "blob", "tags", "referrers" or "ping".
 
-    def token(self, upstream: str) -> None:
-        """Count a request for a token."""
+        seconds: until the headers were here.
+        """
+
+    def token(self, upstream: str, result: str) -> None:
+        """Count a request for a token. result: "granted", "refused" or "failed"."""
 
     def error(self, upstream: str, reason: str) -> None:
         """Count a failure. reason: "unreachable", "failed", "timeout", "ratelimited", "resting", "busy", "denied",
@@ -57,8 +61,8 @@ class UpstreamMetrics(Protocol):
 class NoMetrics:
     """Count nothing."""
 
-    def request(self, upstream: str, kind: str, status: int) -> None: ...
-    def token(self, upstream: str) -> None: ...
+    def request(self, upstream: str, kind: str, status: int, seconds: float) -> None: ...
+    def token(self, upstream: str, result: str) -> None: ...
     def error(self, upstream: str, reason: str) -> None: ...
     def fetched(self, upstream: str, nbytes: int) -> None: ...
 
@@ -123,16 +127,18 @@ class Reporter:
         text = cause_of(cause) if isinstance(cause, BaseException) else cause
         more = f", cause {text}" if text and text not in said else ""
         fields = {"upstream": self.upstream, "host": host, "status": status, "cause": text}
-        logger.warning("%s (host %s%s)", said, host, more, extra={"fields": fields})
+        # While it is left alone nothing new happens to it, however many ask.
+        level = logging.INFO if issubclass(kind, UpstreamResting) else logging.WARNING
+        logger.log(level, "%s (host %s%s)", said, host, more, extra={"fields": fields})
         self.metrics.error(self.label or self.upstream, kind.__name__.removeprefix("Upstream").lower())
 
     def translated(self, error: BaseException, of: str, *, host: str, body: bool = False) -> UpstreamError:
         """Turn what the HTTP client raised into our meaning. body: it happened after the headers."""
-        kind, did, advice = _meaning(error, body=body)
+        kind, did, advice = meaning(error, body=body)
         return self.failure(kind, f"{did} ({cause_of(error)})", of=of, advice=advice, host=host, cause=error)
 
 
-def _meaning(error: BaseException, *, body: bool) -> tuple[type[UpstreamError], str, str]:
+def meaning(error: BaseException, *, body: bool = False) -> tuple[type[UpstreamError], str, str]:
     """Return what an exception means, what the registry did, and what to do."""
     if isinstance(error, TimeoutError):
         did = "stopped sending" if body else "does not answer"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from mirror import config
 from mirror.oci.errors import NameUnknown
@@ -17,6 +18,20 @@ from mirror.upstream.globs import compile_glob
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _PORT = re.compile(r":[0-9]*\Z")
+
+
+By = Literal["ns", "host", "prefix", "path", "local", "packages", "default"]
+"""What says which registry a request means: the parameter, the Host header, X of ``/X/v2``, the first part of the
+name, a pattern of our own names, the packages folder, or nothing, so that it is the default.
+"""
+
+
+class Meaning(NamedTuple):
+    """The repository a request means. by: why. said: what says so; a pattern for "local", None for the default."""
+
+    repository: Repository
+    by: By
+    said: str | None
 
 
 class Router:
@@ -61,7 +76,7 @@ class Router:
             for alias in DOCKER_HUB - self._own:
                 self._by_alias.setdefault(alias, next(iter(hubs)))
         self._hub = hubs | DOCKER_HUB
-        self._local = [compile_glob(pattern) for pattern in local]
+        self._local = {pattern: compile_glob(pattern) for pattern in local}
 
     def route(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Repository:
         """Return the repository a request is about.
@@ -71,20 +86,25 @@ class Router:
         Raises: NameUnknown (404 NAME_UNKNOWN) when it names a registry that is not configured;
         NameInvalid (400 NAME_INVALID) when what is left is no repository name.
         """
+        return self.explain(ns=ns, host=host, prefix=prefix, name=name).repository
+
+    def explain(self, *, ns: str | None, host: str | None, prefix: str | None, name: str) -> Meaning:
+        """Return the repository a request is about, and why. Arguments and errors as of ``route``."""
         if ns and key_of(ns) not in self._own:
-            return self._at(self._named(ns), name)
+            return Meaning(self._at(self._named(ns), name), "ns", ns)
         if host and (source := self._by_host(host)):
-            return self._at(source, name)
+            return Meaning(self._at(source, name), "host", host)
         if prefix and key_of(prefix) not in self._own:
-            return self._at(self._named(prefix), name)
+            return Meaning(self._at(self._named(prefix), name), "prefix", prefix)
         first, slash, rest = name.partition("/")
         if slash and key_of(first) in self._own and (self._is_local(rest) or not self._is_local(name)):
             name = rest
             first, slash, rest = name.partition("/")
         if slash and (source := self._find(key_of(first))):
-            return self._repository(source, rest)
+            return Meaning(self._repository(source, rest), "path", first)
         if self._is_local(name):
-            return Repository(None, parse_name(name))
+            pattern = self._local_pattern(name)
+            return Meaning(Repository(None, parse_name(name)), "local" if pattern else "packages", pattern)
         if slash and _looks_like_host(first):
             raise _not_configured(first)
         if len(name) > MAX_NAME:
@@ -95,7 +115,15 @@ class Router:
                 "set default_upstream, or list the name under local",
                 detail={"name": name[:255]},
             )
-        return self._repository(self._default, name)
+        return Meaning(self._repository(self._default, name), "default", None)
+
+    def is_own(self, host: str) -> bool:
+        """Say whether a host means this registry itself."""
+        return key_of(host) in self._own
+
+    def is_configured(self, registry: str) -> bool:
+        """Say whether a registry's name is an upstream's."""
+        return self._find(key_of(registry)) is not None
 
     def check(self, *, ns: str | None, prefix: str | None) -> None:
         """Make sure that a request which names no repository is about a registry we know, or ourselves.
@@ -122,7 +150,11 @@ class Router:
     def _is_local(self, name: str) -> bool:
         if len(name) > MAX_NAME:  # it is none
             return False
-        return any(pattern.fullmatch(name) for pattern in self._local) or self._packaged(RepositoryName(name))
+        return self._local_pattern(name) is not None or self._packaged(RepositoryName(name))
+
+    def _local_pattern(self, name: str) -> str | None:
+        """Return the first pattern of our own names that a name matches."""
+        return next((text for text, pattern in self._local.items() if pattern.fullmatch(name)), None)
 
     def _by_host(self, host: str) -> str | None:
         key = key_of(host)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mirror import config
 from mirror.oci.errors import Denied
@@ -44,27 +45,37 @@ class Rules:
         """
         if self._rules is None:
             return
-        against = self._against(repository, None if isinstance(target, Digest) else target)
-        if against is not None:
+        ruling = self.ruling(repository, target)
+        if not ruling.allowed:
             what = repository if target is None else Reference(repository, target)
-            raise Denied(f"{what} may not be pulled: {against}", detail={"name": str(repository)})
+            raise Denied(f"{what} may not be pulled: {ruling.why}", detail={"name": str(repository)})
 
     def visible(self, repository: Repository, tag: Tag) -> bool:
         """Say whether a tag may be pulled, and so is listed."""
-        return self._against(repository, tag) is None
+        return self.ruling(repository, tag).allowed
 
-    def _against(self, repository: Repository, tag: Tag | None) -> str | None:
-        """Say what is against it; None when nothing is."""
+    def ruling(self, repository: Repository, target: Tag | Digest | None = None) -> Ruling:
+        """Say whether something may be pulled, and which rule decides. target: as of ``check``."""
         if self._rules is None or repository.source is None:
-            return None
+            return _NO_RULE
         rules = self._rules.get(repository.source)
         if rules is None:
-            return None
+            return _NO_RULE
         names = [str(repository.name)]
         official = repository.name.removeprefix(_LIBRARY)
         if repository.source in self._hubs and official != repository.name and "/" not in official:
             names.append(official)  # as people write it, and mean no other by it
-        return rules.against(names, tag)
+        return rules.ruling(names, None if isinstance(target, Digest) else target)
+
+
+class Ruling(NamedTuple):
+    """Whether something may be pulled. why: the rule that decides, in words; None when there is none to decide."""
+
+    allowed: bool
+    why: str | None
+
+
+_NO_RULE = Ruling(True, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +98,20 @@ class _UpstreamRules:
     allow: tuple[_Rule, ...] | None
     deny: tuple[_Rule, ...]
 
-    def against(self, names: Sequence[str], tag: str | None) -> str | None:
-        """Say what is against a pull. names: of the repository. tag: None for what is not asked by one."""
+    def ruling(self, names: Sequence[str], tag: str | None) -> Ruling:
+        """Decide on a pull. names: of the repository. tag: None for what is not asked by one."""
         for rule in self.deny:
             if (rule.tag is None or (tag is not None and rule.tag.fullmatch(tag))) and rule.names(names):
-                return f'{self.place}.deny has "{rule.text}"'
+                return Ruling(False, f'{self.place}.deny has "{rule.text}"')
         if self.allow is None:
-            return None
+            return Ruling(True, f"nothing in {self.place}.deny matches")
         for rule in self.allow:
             if (rule.tag is None or tag is None or rule.tag.fullmatch(tag)) and rule.names(names):
-                return None
+                return Ruling(True, f'{self.place}.allow has "{rule.text}"')
         shown = [rule.text for rule in self.allow[:MOST_SHOWN]]
         if len(self.allow) > MOST_SHOWN:
             shown.append(f"and {len(self.allow) - MOST_SHOWN} more")
-        return f"nothing in {self.place}.allow matches ({', '.join(shown) or 'it is empty'})"
+        return Ruling(False, f"nothing in {self.place}.allow matches ({', '.join(shown) or 'it is empty'})")
 
 
 def _rules(name: str, upstream: config.Upstream) -> _UpstreamRules | None:

@@ -98,6 +98,17 @@ class Transport:
         self._starting = asyncio.Lock()
         self._started: _Ways | None = None
 
+    def way(self) -> str | None:
+        """Return the proxy that the registry itself is reached by, host:port, None for none; or what is wrong with it.
+
+        What the environment says is that of this process.
+        """
+        try:
+            proxy = proxies(self._proxy, os.environ).way_to(self._url)
+        except ProxyFailed as error:
+            return str(error)
+        return None if proxy is None else proxy.name
+
     async def open(
         self,
         method: str,

@@ -365,15 +365,15 @@ def no_patience(patch: pytest.MonkeyPatch) -> None:
 
 
 def means_nothing(which: type[BaseException], instead: type[RegistryError]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Let ``_meaning`` take a kind of failure for something else."""
+    """Let ``meaning`` take a kind of failure for something else."""
 
     def away(patch: pytest.MonkeyPatch) -> None:
-        meaning = mirror.upstream.report._meaning
+        meaning = mirror.upstream.report.meaning
 
         def other(error: BaseException, *, body: bool) -> Any:
             return (instead, "failed", "") if isinstance(error, which) else meaning(error, body=body)
 
-        patch.setattr(mirror.upstream.report, "_meaning", other)
+        patch.setattr(mirror.upstream.report, "meaning", other)
 
     return away
 
@@ -484,7 +484,7 @@ LATE: Mapping[str, Any] = {"content": "old", "warned": True, "says": "has not an
 """What a client gets of a check that takes longer than clients wait; it goes on without them."""
 HEAD_AT_MIRROR: dict[str, Any] = {"hub_tag": ("GET digest",)}
 
-MEANING = "report._meaning"
+MEANING = "report.meaning"
 EXPECT = "RegistryClient._expect"
 NEXT = Deciding(what="Chain goes on to the next", away=mirrors_have_the_last_word)
 DIGESTS = Deciding(what="digests of manifests and blobs are checked", away=digests_are_not_checked)

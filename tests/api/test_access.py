@@ -472,10 +472,8 @@ async def test_the_realm_says_https(root: Path, hub: FakeUpstream, file: Path) -
     async with served(root / "a", hub, htpasswd_file=file, tls=server) as one:
         assert challenge(await one.get("/v2/", ssl=client))[1]["realm"] == one.url + TOKEN
         assert one.url.startswith("https://")
-    async with served(root / "b", hub, htpasswd_file=file) as one:  # behind a proxy that speaks TLS for it
+    async with served(root / "b", hub, htpasswd_file=file) as one:  # nobody is trusted to say that it was https
         answer = await one.get("/v2/", headers={"X-Forwarded-Proto": "https", "Host": "registry.example"})
-        assert challenge(answer)[1]["realm"] == "https://registry.example" + TOKEN
-        answer = await one.get("/v2/", headers={"X-Forwarded-Proto": 'ftp"', "Host": "registry.example"})
         assert challenge(answer)[1]["realm"] == "http://registry.example" + TOKEN
 
 

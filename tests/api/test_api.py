@@ -616,7 +616,23 @@ async def test_metrics_say_what_was_done(tmp_path: Path, client: Connection, hub
     hits = {key[1:]: value for key, value in found.items() if key[0] == "mirror_cache_hits_total"}
     assert hits == {("tag", "docker.io"): 2, ("manifest", "docker.io"): 1, ("blob", "docker.io"): 3}
     misses = {key[1:]: value for key, value in found.items() if key[0] == "mirror_cache_misses_total"}
-    assert misses == {("tag", "docker.io"): 1, ("blob", "docker.io"): 1}
+    assert misses == {  # kind, reason, upstream
+        ("tag", "absent", "docker.io"): 1,
+        ("blob", "absent", "docker.io"): 1,
+    }
+    assert ("mirror_cache_stale_total",) not in [key[:1] for key in found]
+    timed = {key[1:]: value for key, value in found.items() if key[0] == "mirror_request_duration_seconds_count"}
+    assert timed == {
+        ("manifests", "GET"): 3,
+        ("manifests", "HEAD"): 1,
+        ("manifests", "PUT"): 1,
+        ("blobs", "GET"): 5,
+        ("tags", "GET"): 1,
+        ("unknown", "GET"): 1,
+        ("root", "GET"): 1,
+    }
+    begun = {key[1:]: value for key, value in found.items() if key[0] == "mirror_request_first_byte_seconds_count"}
+    assert begun == timed
     assert found["mirror_served_bytes_total", "manifest"] == 3 * len(image.raw)
     assert found["mirror_served_bytes_total", "blob"] == 2 * 200_000 + 300
     assert found["mirror_fetched_bytes_total", "docker.io"] == hub.bytes_sent()
@@ -642,8 +658,11 @@ async def test_access_lines_say_what_was_done(
     await client.ask("PUT", "/v2/local/x/manifests/y", body=RAW, X_Request_Id="seven")
     common = {"client": "127.0.0.1", "upstream": "docker.io", "repository": "docker.io/library/alpine"}
     first, second, third, fourth, fifth, sixth, seventh = one.lines
+    for line in (second, third):
+        assert 0 <= line.pop("first_byte_ms") <= line["ms"]
     for line in one.lines:
         assert line.pop("ms") >= 0
+        assert "first_byte_ms" not in line, "the rest goes out at once"
     assert first == {
         **common,
         "request_id": "one",

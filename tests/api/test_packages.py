@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mirror import wiring
 from mirror.config import Config
 from mirror.packages.folder import PackageFolder
+from mirror.wiring import service
 from tests.harness import Answer, Mirror, make_config, mirror, mirrors
 from tests.images import until
 from tests.layouts import OCI_MANIFEST, Layout, saved, sha, write_tar
@@ -26,7 +26,7 @@ LAYER = os.urandom(200_000)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is looked at more often than outside of tests."""
-    monkeypatch.setattr(wiring, "PackageFolder", functools.partial(PackageFolder, interval=0.02))
+    monkeypatch.setattr(service, "PackageFolder", functools.partial(PackageFolder, interval=0.02))
     found = tmp_path / "images"
     found.mkdir()
     return found

@@ -14,7 +14,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from prometheus_client.parser import text_string_to_metric_families
 
-import mirror.wiring
+import mirror.wiring.service
+import mirror.wiring.upstreams
 from mirror.config import Credentials
 from mirror.upstream.client import RegistryClient
 from mirror.upstream.upstreams import Upstreams
@@ -223,8 +224,8 @@ class Opened(RegistryClient):
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep at most two of them open."""
     Opened.alive.clear()
-    monkeypatch.setattr(mirror.wiring, "Upstreams", functools.partial(Upstreams, most=2))
-    monkeypatch.setattr(mirror.wiring, "RegistryClient", functools.partial(Opened, resolver=Loopback()))
+    monkeypatch.setattr(mirror.wiring.service, "Upstreams", functools.partial(Upstreams, most=2))
+    monkeypatch.setattr(mirror.wiring.upstreams, "RegistryClient", functools.partial(Opened, resolver=Loopback()))
 
 
 async def test_no_more_are_open_than_may_be(root: Path, hub: FakeUpstream, few: None) -> None:

@@ -53,10 +53,11 @@ class Counts:
         self.errors: list[str] = []
         self.bytes = 0
 
-    def request(self, upstream: str, kind: str, status: int) -> None:
+    def request(self, upstream: str, kind: str, status: int, seconds: float) -> None:
+        assert 0 <= seconds < 60
         self.requests.append((upstream, kind, status))
 
-    def token(self, upstream: str) -> None:
+    def token(self, upstream: str, result: str) -> None:
         self.tokens += 1
 
     def error(self, upstream: str, reason: str) -> None:

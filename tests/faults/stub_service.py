@@ -1,6 +1,7 @@
 """A service of real processes around a small application, for tests: ``python stub_service.py '<json>'``.
 
-Settings: config (as of ``Config``), hang_limit, and how it is to fail at its start: refuse, crash.
+Settings: config (as of ``Config``), reload (the file that SIGHUP has it read), hang_limit, look_every, level, and how
+it is to fail at its start: refuse, crash.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.config import Config
-from mirror.logs import setup_logging
+from mirror.api.keys import ADMIN
+from mirror.config import Config, load_config
+from mirror.logs import level_of, setup_logging
 from mirror.server import serve
 from mirror.worker import StartupError, WorkerContext
 
@@ -25,7 +27,7 @@ SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
 
 
 async def build_app(config: Config, worker: WorkerContext) -> web.Application:
-    while worker.slot == 1 and SETTINGS.get("gate") and not Path(SETTINGS["gate"]).exists():
+    while not worker.leading and SETTINGS.get("gate") and not Path(SETTINGS["gate"]).exists():
         await asyncio.sleep(0.01)
     failure = SETTINGS.get("fail")
     if failure and (not SETTINGS.get("fail_if") or Path(SETTINGS["fail_if"]).exists()):
@@ -37,7 +39,16 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
 
     async def who(request: web.Request) -> web.Response:
         worker.metrics.requests.labels("GET", "who", "200").inc()
-        return web.json_response({"pid": os.getpid(), "slot": worker.slot, "workers": worker.workers})
+        return web.json_response(
+            {
+                "pid": os.getpid(),
+                "slot": worker.slot,
+                "workers": worker.workers,
+                "leading": worker.leading,
+                "mark": config.names[0] if config.names else None,
+                "secure": request.secure,
+            }
+        )
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -69,6 +80,10 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         Path(request.query["done"]).write_text(str(sent))
         return response
 
+    async def upload(request: web.Request) -> web.Response:
+        """Count what is sent."""
+        return web.json_response({"pid": os.getpid(), "bytes": len(await request.read())})
+
     async def block(request: web.Request) -> web.Response:
         time.sleep(3600)
         return web.Response()
@@ -87,19 +102,34 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
         return web.Response()
 
     async def metrics(request: web.Request) -> web.Response:
-        return web.Response(body=await asyncio.to_thread(worker.metrics.render))
+        return web.Response(body=await asyncio.to_thread(worker.metrics.render, worker.metrics.read()))
 
     app = web.Application()
     for handler in (who, healthz, readyz, slow, large, block, hold, orphan, log, metrics):
         app.router.add_get(f"/{handler.__name__}", handler)
+    app.router.add_post("/upload", upload)
+    app[ADMIN] = web.Application()
+    app[ADMIN].router.add_get("/slow", slow)
+    app[ADMIN].router.add_get("/admin", who)
     return app
 
 
+def reload() -> Config:
+    """Read the file that the settings name."""
+    return load_config(Path(SETTINGS["reload"]), again=True)
+
+
 if __name__ == "__main__":
-    setup_logging()
+    setup_logging(level=level_of(SETTINGS.get("level", "info")))
     try:
         sys.exit(
-            serve(Config.model_validate(SETTINGS["config"]), build_app, hang_limit=SETTINGS.get("hang_limit", 10.0))
+            serve(
+                Config.model_validate(SETTINGS["config"]),
+                build_app,
+                reload=reload,
+                hang_limit=SETTINGS.get("hang_limit", 10.0),
+                look_every=SETTINGS.get("look_every", 2.0),
+            )
         )
     except StartupError as error:
         sys.exit(f"mirror: {error}")

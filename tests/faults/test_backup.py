@@ -108,7 +108,7 @@ def serves(folder: Path, root: Path) -> dict[tuple[str, str], str]:
     """Serve a root, and make sure that all of it is right: each tag, its manifest, its blobs; each blob of any
     repository. Returns the digest of each tag."""
     tags = {}
-    with service(config_in(folder, root)) as running, client(running) as who:
+    with service(config_in(folder, root, workers=1)) as running, client(running) as who:
         for name in who.listed("/v2/_catalog?n=1000", "repositories"):
             for tag in who.listed(f"/v2/{name}/tags/list?n=10000", "tags"):
                 raw = who.get(f"/v2/{name}/manifests/{tag}")
@@ -154,7 +154,7 @@ class Pusher(threading.Thread):
         name, base = self._name, b"in every image of all"
         short_lived, contested = self._random.randbytes(20_000), f"contested {n % 3}".encode()
         digest = who.push(name, "latest", base, short_lived)
-        if n % 5 == 0:
+        if n % 10 == 0:
             keep = self._random.randbytes(1000)
             self.kept[name, f"keep-{n}"] = who.push(name, f"keep-{n}", base, keep)
         who.push_blob("local/contested", contested)
@@ -181,7 +181,7 @@ def pushers(running: Service, count: int) -> Iterator[list[Pusher]]:
         assert one.error is None, repr(one.error)
 
 
-def test_each_backup_taken_while_others_push_and_delete_is_whole(tmp_path: Path) -> None:
+def test_each_backup_taken_while_others_push_and_delete_is_whole(tmp_path: Path, command: Command) -> None:
     """Into new folders, and again and again into one."""
     root = tmp_path / "root"
     taken: list[tuple[Path, dict[tuple[str, str], str]]] = []
@@ -194,10 +194,11 @@ def test_each_backup_taken_while_others_push_and_delete_is_whole(tmp_path: Path)
             said = store("backup", target, "--root", root)
             assert said["problems"] == []
             assert all(one.rounds > was for one, was in zip(busy, before, strict=True)), "they did not wait for it"
-            copy = tmp_path / f"restored-{n}"
-            store("restore", target, "--root", copy)
-            taken.append((copy, acknowledged))
-    for n, (copy, acknowledged) in enumerate(taken):
+            # As it is now: the next one changes it. It is restored when nobody is in the way.
+            taken.append((shutil.copytree(target, tmp_path / f"taken-{n}"), acknowledged))
+    for n, (backup, acknowledged) in enumerate(taken):
+        copy = tmp_path / f"restored-{n}"
+        assert command("restore", backup, "--root", copy) == 0
         tags = serves(tmp_path / f"serving-{n}", copy)
         assert acknowledged.items() <= tags.items()
         assert not list(copy.glob("ingest/backup.*"))

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import trustme
@@ -24,49 +24,9 @@ from mirror.server.neighbours import overlap
 from mirror.server.owner import take_root
 from mirror.server.sockets import make_socket, reserve
 from mirror.worker import StartupError
-
-PROJECT = Path(__file__).parents[2]
-STUB = Path(__file__).with_name("stub_service.py")
-PATIENCE = 20.0
+from tests.stubbed import PATIENCE, Service, alive, answers, eventually, listening
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, PR_SET_PDEATHSIG")
-
-T = TypeVar("T")
-
-
-def eventually(get: Callable[[], T], *, seconds: float = PATIENCE) -> T:
-    """Return what ``get`` gives as soon as that is true; fail after the time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = get()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def answers(port: int) -> bool:
-    """Say whether a request is answered within a moment."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=0.3)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 @contextlib.contextmanager
@@ -77,118 +37,6 @@ def holding(fd: int) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
-
-
-class Service:
-    """A stub service. Its last words are in ``said``."""
-
-    def __init__(self, root: Path, log: Path, **settings: Any) -> None:
-        config = {"listen": ["127.0.0.1:0"], "workers": 1, "shutdown_delay": 0, "drain_timeout": 10}
-        config |= {"upstreams": {}, "default_upstream": None, "storage": {"root": str(root)}}
-        config |= settings.pop("config", {})
-        self._log = log
-        self._tls: ssl.SSLContext | None = settings.pop("trust", None)
-        with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(STUB), json.dumps({"config": config, **settings})],
-                cwd=PROJECT,
-                env=os.environ | {"PYTHONPATH": str(PROJECT)},
-                stderr=stderr,
-                start_new_session=True,
-            )
-        self.pid = self.process.pid
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def messages(self) -> list[str]:
-        return [json.loads(line).get("message", "") for line in self.said.splitlines() if line.startswith("{")]
-
-    def ready(self) -> Service:
-        """Wait until it listens."""
-
-        def announced() -> bool:
-            assert self.process.poll() is None, self.said
-            return any(message.startswith("listening on ") for message in self.messages())
-
-        eventually(announced)
-        url = next(message for message in self.messages() if message.startswith("listening on "))
-        self.port = int(url.rpartition(":")[2])
-        return self
-
-    def open(self) -> http.client.HTTPConnection:
-        if self._tls:
-            return http.client.HTTPSConnection("localhost", self.port, timeout=PATIENCE, context=self._tls)
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-
-    def ask(self, path: str, **headers: str) -> tuple[int, bytes]:
-        """Ask over a new connection."""
-        with contextlib.closing(self.open()) as connection:
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-
-    def try_ask(self, path: str) -> bytes | None:
-        """Ask, None when the process that accepted ends before it answers."""
-        try:
-            return self.ask(path)[1]
-        except (OSError, http.client.HTTPException):
-            return None
-
-    def who(self) -> dict[str, int] | None:
-        body = self.try_ask("/who")
-        return json.loads(body) if body else None
-
-    def workers(self, count: int) -> dict[int, int]:
-        """Return slot → pid when that many different slots have answered."""
-        found: dict[int, int] = {}
-
-        def all_seen() -> bool:
-            if answer := self.who():
-                found[answer["slot"]] = answer["pid"]
-            return len(found) == count
-
-        eventually(all_seen)
-        return found
-
-    def metric(self, name: str) -> float:
-        body = self.ask("/metrics")[1].decode()
-        return sum(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(name))
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE)
-
-    def refused(self) -> str:
-        """Return the one line it ended with; it must have ended with code 1 and no traceback."""
-        assert self.wait() == 1, self.said
-        lines = self.said.splitlines()
-        assert "Traceback" not in self.said
-        assert len(lines) == 1, self.said
-        return lines[0]
-
-    def end(self) -> None:
-        """End whatever is left of it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start services; the same root unless another is named."""
-    started: list[Service] = []
-
-    def start(root: str = "root", **settings: Any) -> Service:
-        started.append(Service(tmp_path / root, tmp_path / f"log{len(started)}", **settings))
-        return started[-1]
-
-    yield start
-    for service in started:
-        service.end()
 
 
 def config(service: Service, **more: Any) -> dict[str, Any]:
@@ -354,7 +202,7 @@ def test_ipv4_and_ipv6_of_one_port_go_together() -> None:
     with make_socket(socket.AF_INET6) as unbound:
         assert unbound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     with first.held, reserve(ListenAddress("127.0.0.1", first.address[1])).held:
-        assert first.url == f"http://[::1]:{first.address[1]}"
+        assert first.name == f"[::1]:{first.address[1]}"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +298,7 @@ def test_hung_worker_is_killed_and_replaced(start: Callable[..., Service]) -> No
 
 
 def test_stopped_and_continued_service_keeps_its_workers(start: Callable[..., Service]) -> None:
-    service = start(config={"workers": 2}, hang_limit=1.0).ready()
+    service = start(config={"workers": 2}, hang_limit=1.0, reload="/nowhere").ready()
     before = service.workers(2)
     os.killpg(service.pid, signal.SIGSTOP)
     stopped = time.monotonic()
@@ -458,7 +306,7 @@ def test_stopped_and_continued_service_keeps_its_workers(start: Callable[..., Se
     os.killpg(service.pid, signal.SIGCONT)
     for round in (1, 2):  # the parent answers the second one after it has looked at its workers
         service.signal(signal.SIGHUP)
-        eventually(lambda round=round: sum("SIGHUP" in message for message in service.messages()) == round)
+        eventually(lambda round=round: sum("not reloaded" in message for message in service.messages()) == round)
     assert service.workers(2) == before
 
 
@@ -628,13 +476,14 @@ def test_second_signal_ends_it_at_once(start: Callable[..., Service], tmp_path: 
 
 
 def test_workers_obey_their_parent_alone(start: Callable[..., Service]) -> None:
-    service = start().ready()
+    service = start(reload="/nowhere").ready()
     worker = service.workers(1)[0]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(worker, number)
     assert service.workers(1)[0] == worker
+    assert not any("SIGHUP" in message for message in service.messages())
     service.signal(signal.SIGHUP)
-    eventually(lambda: any(message.startswith("SIGHUP is ignored") for message in service.messages()))
+    eventually(lambda: any("is not reloaded" in message for message in service.messages()))
     assert service.workers(1)[0] == worker
 
 

@@ -390,17 +390,17 @@ async def test_a_waiter_cancelled_as_it_is_served_leaves_no_view(
     tmp_path: Path, hub: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time limit may end in the very turn in which the headers came in."""
-    from mirror import wiring
     from mirror.oci.errors import RegistryError
+    from mirror.wiring import answering
 
     made: list[Any] = []
 
-    class Seen(wiring.Inflight):
+    class Seen(answering.Inflight):
         def __init__(self, **named: Any) -> None:
             super().__init__(**named)
             made.append(self)
 
-    monkeypatch.setattr(wiring, "Inflight", Seen)
+    monkeypatch.setattr(answering, "Inflight", Seen)
     digest = hub.add_random_blob(NAME, MIB)
     gate = Gate()
     hub.fault(digest, gate_headers=gate)

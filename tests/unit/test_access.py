@@ -824,6 +824,14 @@ def test_passwords_in_the_clear(access: Access, listen: list[Listener], warned: 
         assert text.startswith("passwords cross the network in the clear at 0.0.0.0:5000; set tls")
 
 
+@pytest.mark.parametrize(
+    ("networks", "warned"), [(["0.0.0.0/0"], 1), (["::/0", "10.0.0.1"], 1), (["10.0.0.0/8", "::1"], 0)]
+)
+def test_everybody_is_a_trusted_proxy(networks: list[str], warned: int) -> None:
+    lines = advice(Access(), {}, [LOOPBACK], [ip_network(network) for network in networks])
+    assert [line.partition(" is everybody")[0] for line in lines] == [f"trusted_proxies: {networks[0]}"] * warned
+
+
 # ---- the gate, where the network does not reach ----
 
 
@@ -832,7 +840,7 @@ def ask(gate: Gate, **arguments: Any) -> Awaitable[Principal]:
         "authorization": None,
         "client": "127.0.0.1",
         "loopback": True,
-        "base": "http://here",
+        "realm": "http://here/v2/_mirror/auth/token",
         "action": Action.PULL,
         "scope": None,
     }
@@ -864,7 +872,7 @@ async def test_a_start_names_listed_users_there_are_not(tmp_path: Path, caplog: 
 async def test_without_rules_the_gate_looks_at_nothing() -> None:
     gate = Gate(Access(), secret=SECRET)
     await gate.start()
-    assert await ask(gate, authorization="nonsense", client=None, base='"') is ANONYMOUS
+    assert await ask(gate, authorization="nonsense", client=None, realm='"') is ANONYMOUS
     assert (await gate.issue(authorization="nonsense", client=None)).token
     await gate.close()
 

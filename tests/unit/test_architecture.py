@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,20 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Give what a module imports: ``package.module`` and ``package.module.name``."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return a module as it is written. Every test here reads all of them."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports_of(path: Path) -> tuple[str, ...]:
+    """Return what a module imports: ``package.module`` and ``package.module.name``."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,7 +79,7 @@ def test_an_import_that_points_upwards_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_every_module_says_what_it_is(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    docstring = ast.get_docstring(tree_of(path))
     assert docstring, "its one idea, in a sentence"
     assert docstring.splitlines()[0].strip()
 
@@ -79,7 +91,7 @@ COMMANDS = "mirror.cli."
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_imports_stand_at_the_top(path: Path) -> None:
     """An import within a function hides a cycle, or does work on the way of a request."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and not module_of(path).startswith(COMMANDS):
             inner = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -106,7 +118,7 @@ def test_only_wiring_names_concrete_classes(path: Path) -> None:
 
 
 def test_wiring_does_name_them() -> None:
-    named = set(imports_of(ROOT / "mirror" / "wiring.py"))
+    named = {name for path in below("wiring") for name in imports_of(path)}
     assert set(CONCRETE) <= named
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from click.testing import CliRunner, Result
 
 from mirror import __version__
 from mirror.cli import main
-from mirror.config import Config, ListenAddress
+from mirror.config import Config, ConfigError, ListenAddress
 from mirror.worker import StartupError
 
 PROJECT = Path(__file__).parents[2]
@@ -34,14 +37,44 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
     """Catch the configuration instead of serving with it."""
     caught: list[Config] = []
 
-    def serve(config: Config, build_app: Any) -> int:
+    def serve(config: Config, build_app: Any, **more: Any) -> int:
         caught.append(config)
         return 0
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr("mirror.server.serve", serve)
-    monkeypatch.setattr("mirror.logs.setup_logging", lambda: None)
+    monkeypatch.setattr("mirror.logs.setup_logging", lambda **_: None)
     return caught
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "human", "level"),
+    [
+        ("", [], None, logging.INFO),
+        ("log: {format: json, level: error}", [], False, logging.ERROR),
+        ("log: {format: json, level: error}", ["--log-format", "human", "--log-level", "debug"], True, logging.DEBUG),
+        ("log: {format: human}", ["--log-format", "auto", "--log-level", "warning"], None, logging.WARNING),
+    ],
+    ids=["default", "file", "options", "back-to-auto"],
+)
+def test_log_options_win_over_the_file(
+    served: list[Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    arguments: list[str],
+    human: bool | None,
+    level: int,
+) -> None:
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr("mirror.logs.setup_logging", lambda **how: said.append(how))
+    config = tmp_path / "mirror.yaml"
+    config.write_text(file)
+    assert run("serve", "--config", str(config), *arguments).exit_code == 0
+    assert said == [{"human": human, "level": level}]
+    asked = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert served[0].log.format == asked.get("--log-format", served[0].log.format)
+    assert logging.getLevelName(served[0].log.level.upper()) == level
 
 
 def test_version() -> None:
@@ -69,8 +102,35 @@ def test_help_of_serve_names_every_option_with_a_text() -> None:
         "--workers N",
         "--packages DIR",
         "--read-only",
+        "--log-format [auto|human|json]",
+        "--log-level [debug|info|warning|error]",
     ):
         assert option in result.output
+
+
+def test_commands_stand_in_the_order_they_are_needed() -> None:
+    lines = [line.split() for line in run("--help").output.splitlines() if line.startswith("  ")]
+    first = [words[0] for words in lines if words[0] in main.commands]
+    assert first[:2] == ["serve", "client"]
+    assert sorted(first) == sorted(main.commands)
+    assert first.index("pull") < first.index("conformance")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serv"], 'Did you mean "serve"?'),
+        (["clinet", "docker"], 'Did you mean "client"?'),
+        (["serve", "--prot", "1"], 'Did you mean "--port"?'),
+        (["xyzzy"], "No such command"),
+    ],
+    ids=["short", "swapped", "option", "unlike-any"],
+)
+def test_what_is_mistyped_is_guessed(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert ("Did you mean" in result.output) is (arguments != ["xyzzy"])
 
 
 def test_help_of_pull_names_every_option_with_a_text() -> None:
@@ -186,7 +246,7 @@ def test_read_only_in_the_file_holds_without_the_option(served: list[Config], tm
 
 def test_packages_that_are_not_there_are_said(served: list[Config], tmp_path: Path) -> None:
     result = run("serve", "--packages", str(tmp_path / "none"))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("command line: packages: ")
     assert str(tmp_path / "none") in result.stderr
     assert served == []
@@ -228,11 +288,11 @@ def test_problems_of_the_configuration_are_all_said_one_per_line(served: list[Co
 
 def test_missing_file_is_one_line(served: list[Config]) -> None:
     result = run("serve", "--config", "/no/such/file.yaml")
-    assert (result.exit_code, result.stderr) == (1, "/no/such/file.yaml: no such file\n")
+    assert (result.exit_code, result.stderr) == (2, "command line: --config: /no/such/file.yaml: no such file\n")
 
 
 def test_operator_errors_are_one_line(served: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(config: Config, build_app: Any) -> int:
+    def refuse(config: Config, build_app: Any, **more: Any) -> int:
         raise StartupError("the port is in use by pid 7 (sleep)")
 
     monkeypatch.setattr("mirror.server.serve", refuse)
@@ -240,8 +300,35 @@ def test_operator_errors_are_one_line(served: list[Config], monkeypatch: pytest.
     assert (result.exit_code, result.stderr) == (1, "mirror: the port is in use by pid 7 (sleep)\n")
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["with-a-file", "without"])
+def test_what_is_read_again_is_the_file_and_the_same_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
+) -> None:
+    file = tmp_path / "mirror.yaml"
+    file.write_text("workers: 7\n")
+    configs: list[Config] = []
+
+    def serve(config: Config, build_app: Any, *, reload: Callable[[], Config], **more: Any) -> int:
+        file.write_text("workers: 8\noffline: true\n")
+        configs.extend([config, reload()])
+        file.write_text("nonsense: 1\n")
+        if given:
+            with pytest.raises(ConfigError):
+                reload()
+        return 0
+
+    monkeypatch.setattr("mirror.server.serve", serve)
+    monkeypatch.setattr("mirror.logs.setup_logging", lambda **_: None)
+    arguments = ["--config", str(file)] if given else []
+    with caplog.at_level("INFO", logger="mirror"):
+        assert run("serve", *arguments, "--root", str(tmp_path / "root"), "--workers", "3").exit_code == 0
+    assert [config.workers for config in configs] == [3, 3]
+    assert [config.offline for config in configs] == [False, given]
+    assert ("there is no configuration file" in caplog.text) is not given
+
+
 def test_exit_code_is_the_services(served: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirror.server.serve", lambda config, build_app: 143)
+    monkeypatch.setattr("mirror.server.serve", lambda *_, **__: 143)
     assert run("serve").exit_code == 143
 
 
@@ -303,3 +390,52 @@ def test_starting_does_not_touch_the_network(real: tuple[subprocess.Popen[bytes]
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "greeted"), [([], True), (["--log-format", "json"], False)], ids=["terminal", "json-on-a-terminal"]
+)
+def test_people_at_a_terminal_are_told_what_to_do_next(tmp_path: Path, options: list[str], greeted: bool) -> None:
+    command = [sys.executable, "-m", "mirror", "serve", "-p", "0", "--root", str(tmp_path / "root"), "--workers", "1"]
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([*command, *options], cwd=PROJECT, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    try:
+        text = read_until(terminal, "  next " if greeted else '"listening on ')
+        # nothing more comes before the service is told to end
+        process.send_signal(signal.SIGINT)
+        text += read_until(terminal, None)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    lines = text.replace("\r", "").splitlines()
+    assert ("  push      anybody on this machine may push to local/**" in lines) is greeted
+    if greeted:
+        url = next(line.split()[1] for line in lines if line.startswith("  listening "))
+        assert f"  next      mirror client containerd --url {url}" in lines
+    else:
+        assert all(json.loads(line) for line in lines if line != "^C")
+
+
+def read_until(terminal: int, wanted: str | None) -> str:
+    """Read until a word and the end of its line are there; without one, until nobody writes any more."""
+    text, deadline = "", time.monotonic() + 30
+    while wanted is None or wanted not in text or not text.endswith("\n"):
+        assert time.monotonic() < deadline, text
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                text += os.read(terminal, 65536).decode()
+            except OSError:  # EIO: all who had the terminal have ended
+                break
+    return text
+
+
+def test_without_a_terminal_there_are_log_lines_only(real: tuple[subprocess.Popen[bytes], Path, int]) -> None:
+    process, log, _ = real
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    lines = log.read_text().splitlines()
+    assert len(lines) > 1
+    assert all("message" in json.loads(line) for line in lines)

@@ -74,12 +74,12 @@ def test_a_should_that_fails_ends_with_0() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Missing argument"),
+        ([], "URL... is missing"),
         (["registry.example"], "say http://HOST:PORT or https://HOST"),
         (["ftp://registry.example"], "say http://"),
         (["http://user:word@registry.example"], "no login in a URL"),
         (["http://registry.example/v2"], "has a path"),
-        (["http://registry.example", "-V", "2.0"], "'2.0' is not one of"),
+        (["http://registry.example", "-V", "2.0"], "main or all, got 2.0"),
         (["http://registry.example", "--pull-only"], "give --reference"),
         (["http://registry.example", "--insecure", "--ca-file", "x.pem"], "give one of them"),
         (["http://registry.example", "--ca-file", "/nowhere/x.pem"], "cannot be read as certificates"),

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -211,15 +212,144 @@ async def test_a_file_shared_with_others_is_appended_to(tmp_path: Path) -> None:
     assert json.loads(lines[1])["path"] == "x"
 
 
-async def test_lines_for_people_on_a_terminal() -> None:
+LINE: dict[str, Any] = {
+    "client": "10.0.0.7",
+    "method": "GET",
+    "path": "/v2/library/alpine/manifests/3.20",
+    "status": 200,
+    "bytes": 1234,
+    "ms": 3.21,
+    "repository": "docker.io/library/alpine",
+    "reference": "3.20",
+    "digest": "sha256:" + "ab" * 32,
+    "cache": "mirror; hit",
+}
+BLOB = {"path": "/v2/library/alpine/blobs/sha256:x", "reference": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "GET docker.io/library/alpine:3.20 200 hit 1.2 kB 3.2 ms 10.0.0.7"),
+        ({"cache": "mirror; hit; detail=stale"}, "GET docker.io/library/alpine:3.20 200 stale 1.2 kB 3.2 ms 10.0.0.7"),
+        (
+            {**BLOB, "cache": "mirror; fwd=uri-miss; stored", "bytes": 34_560_000, "ms": 1234.5},
+            "GET docker.io/library/alpine@sha256:abababababab 200 miss 34.6 MB 1.2 s 10.0.0.7",
+        ),
+        (
+            {**BLOB, "cache": "mirror; fwd=uri-miss; stored; collapsed", "bytes": 999_600, "ms": 90_000},
+            "GET docker.io/library/alpine@sha256:abababababab 200 joined 1.0 MB 1.5 min 10.0.0.7",
+        ),
+        (
+            {"status": 404, "failure": "it is not there", "bytes": 0, "cache": None, "user": "me"},
+            "GET docker.io/library/alpine:3.20 404 3.2 ms me@10.0.0.7: it is not there",
+        ),
+        (
+            {
+                "method": "PATCH",
+                "path": "/v2/a/b/blobs/uploads/" + "x" * 200,
+                "bytes": 0,
+                "received": 10,
+                "cache": None,
+            },
+            "PATCH /v2/a/b/blobs/uploads/" + "x" * 97 + "… 200 10 B 3.2 ms 10.0.0.7",
+        ),
+        ({"repository": None, "path": "/v2/\x1b[31m", "cache": None}, "GET /v2/\\x1b[31m 200 1.2 kB 3.2 ms 10.0.0.7"),
+    ],
+    ids=["tag", "stale", "blob", "joined", "failed", "upload", "escape"],
+)
+async def test_request_lines_for_people(pipe: tuple[int, int], changes: dict[str, Any], line: str) -> None:
+    log = AccessLog(pipe[1], human=True)
+    log.write(LINE | changes)
+    log.close()
+    written = read_all(pipe[0]).decode()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d info    " + re.escape(line) + "\n", written), written
+
+
+async def test_what_the_access_log_says_of_itself_is_a_line_for_people_as_well(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1], human=True)
+    log._dropped = 3
+    log.close()
+    assert read_all(pipe[0]).decode().endswith(" warning access log lines dropped: stderr is not read lines=3\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+    ids=["terminal", "no-color", "no-color-empty", "dumb"],
+)
+async def test_colours_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], environment: dict[str, str], coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     main, terminal = pty.openpty()
     try:
-        log = AccessLog(terminal)
-        log.write({"method": "GET", "path": "/v2/\x1b[31m", "upstream": None, "status": 200})
-        log.close()
-        line = os.read(main, 4096).decode().strip()
-        assert line.endswith("method=GET path=/v2/\\x1b[31m status=200")
-        assert not line.startswith("{")
+        for fd in (terminal, pipe[1]):
+            log = AccessLog(fd, human=True if fd == pipe[1] else None)
+            log.write(LINE | {"path": "/v2/\x1b[31m", "repository": None})
+            log.close()
+        line = os.read(main, 4096).decode()
+        assert ("\x1b[32m200\x1b[0m" in line) == coloured
+        assert ("\x1b" in line) == coloured
+        assert "/v2/\\x1b[31m" in line, "what a client sent steers nothing"
+        assert "\x1b" not in read_all(pipe[0]).decode()
     finally:
         os.close(main)
         os.close(terminal)
+
+
+def test_human_records_are_coloured_by_level() -> None:
+    line = HumanFormatter(colour=True).format(record("upstream said \x1b[31mred"))
+    assert "\x1b[33mwarning\x1b[0m upstream said \\x1b[31mred" in line
+
+
+# ---- the settings ----
+
+
+async def test_an_access_log_that_is_off_writes_nothing(pipe: tuple[int, int]) -> None:
+    log = AccessLog(pipe[1], enabled=False)
+    log.write(LINE)
+    log.close()
+    assert read_all(pipe[0]) == b""
+
+
+_SPEAKER = """
+import logging, sys
+from mirror.logs import human_of, level_of, setup_logging
+setup_logging(human=human_of(sys.argv[1]), level=level_of(sys.argv[2]))
+for name in ("mirror.test", "aiohttp.test"):
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logging.getLogger(name), level)(f"{name} says {level}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "level", "said"),
+    [
+        ("auto", "debug", ["mirror debug", "info", "warning", "error", "aiohttp info", "warning", "error"]),
+        ("json", "info", ["mirror info", "warning", "error", "aiohttp info", "warning", "error"]),
+        ("human", "warning", ["mirror warning", "error", "aiohttp warning", "error"]),
+        ("json", "error", ["mirror error", "aiohttp error"]),
+    ],
+)
+def test_format_and_level_decide_what_is_said(form: str, level: str, said: list[str]) -> None:
+    """Libraries' debug lines are for their developers: they are not shown, and not by "debug" either."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SPEAKER, form, level],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        text=True,
+        check=True,
+    )
+    wanted, name = [], ""
+    for words in said:
+        name, level = words.split() if " " in words else (name, words)
+        wanted.append(f"{name}.test says {level}")
+    lines = done.stderr.splitlines()
+    if form == "human":
+        assert [line.split(maxsplit=2)[2] for line in lines] == wanted
+    else:
+        assert [json.loads(line)["message"] for line in lines] == wanted

@@ -1070,6 +1070,26 @@ async def test_only_the_leading_worker_reports(folder: Path, reports: Callable[[
     assert reports() == []
 
 
+async def test_a_leading_worker_that_is_retired_reports_and_verifies_no_more(
+    folder: Path, reports: Callable[[], list[str]], settled: None, hashed: list[int]
+) -> None:
+    retired = False
+    async with serving(folder, retired=lambda: retired) as packages:
+        good_tar(folder / "one.tar")
+        await until(lambda: len(hashed) > 0, "the leading worker verifies")
+        retired = True
+        await settle(packages)
+        before = len(hashed)
+        (folder / "bad.tar").write_bytes(b"x")
+        layout = Layout()
+        layout.image("1", b"another layer")
+        layout.write_tar(folder / "two.tar")
+        await settle(packages)
+        assert RepositoryName("local/two") in packages.names()
+        assert len(hashed) == before
+    assert reports() == []
+
+
 def test_what_it_is() -> None:
     """The class has what the protocol asks."""
     asked = {name for name in vars(Packages) if not name.startswith("_")}

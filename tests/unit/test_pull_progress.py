@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mirror.cli.progress import Bar, Report, drawing, lines_of, reporting, size
+from mirror.cli.progress import Bar, Report, drawing, lines_of, reporting
+from mirror.logs.amounts import size
 from mirror.oci.names import digest_of
 from mirror.prefetch import Pulled, parse_image
 

@@ -1,4 +1,4 @@
-"""How many workers "auto" is, by affinity and the limits of control groups."""
+"""How many workers "auto" is, by affinity and the limits of control groups; and how much memory these leave."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.server.cpus import worker_count
+from mirror.server.groups import memory_limit
 
 
 def v1(folder: str, quota: str) -> dict[str, str]:
@@ -60,3 +61,25 @@ def test_auto_follows_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_number_is_taken_as_it_is(tmp_path: Path) -> None:
     assert worker_count(7, affinity=2, proc=tmp_path, cgroups=tmp_path) == 7
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("", {}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "1000", "memory.max": "2000"}, 1000),
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("5:memory:/x\n", {"memory/x/memory.limit_in_bytes": "3000"}, 3000),
+        ("5:memory:/x\n", {"memory/x/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("5:cpu:/x\n", {"memory/x/memory.limit_in_bytes": "3000"}, None),
+    ],
+    ids=["no-groups", "v2-of-parent", "v2-none", "v1", "v1-none", "other-controller"],
+)
+def test_memory(tmp_path: Path, membership: str, files: dict[str, str], expected: int | None) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert memory_limit(tmp_path / "proc", tmp_path / "groups") == expected

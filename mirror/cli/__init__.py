@@ -6,6 +6,7 @@ import click
 
 from mirror import __version__
 from mirror.cli.commands import Commands
+from mirror.cli.config import config
 from mirror.cli.conformance import conformance
 from mirror.cli.pull import pull
 from mirror.cli.serve import serve
@@ -34,3 +35,4 @@ main.add_command(serve)
 main.add_command(conformance)
 main.add_command(store)
 main.add_command(pull)
+main.add_command(config)

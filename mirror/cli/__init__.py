@@ -8,8 +8,10 @@ from mirror import __version__
 from mirror.cli.commands import Commands
 from mirror.cli.config import config
 from mirror.cli.conformance import conformance
+from mirror.cli.explain import explain
 from mirror.cli.pull import pull
 from mirror.cli.serve import serve
+from mirror.cli.stats import stats
 from mirror.cli.store import store
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -36,3 +38,5 @@ main.add_command(conformance)
 main.add_command(store)
 main.add_command(pull)
 main.add_command(config)
+main.add_command(stats)
+main.add_command(explain)

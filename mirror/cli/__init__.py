@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mirror import __version__
+from mirror.cli.client import client
 from mirror.cli.commands import Commands
 from mirror.cli.config import config
 from mirror.cli.conformance import conformance
@@ -38,5 +39,6 @@ main.add_command(conformance)
 main.add_command(store)
 main.add_command(pull)
 main.add_command(config)
+main.add_command(client)
 main.add_command(stats)
 main.add_command(explain)

@@ -9,6 +9,7 @@ from mirror.cli.client import client
 from mirror.cli.commands import Commands
 from mirror.cli.config import config
 from mirror.cli.conformance import conformance
+from mirror.cli.doctor import doctor
 from mirror.cli.explain import explain
 from mirror.cli.pull import pull
 from mirror.cli.serve import serve
@@ -35,6 +36,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(serve)
+main.add_command(doctor)
 main.add_command(conformance)
 main.add_command(store)
 main.add_command(pull)

@@ -11,6 +11,7 @@ from mirror.cli.config import config
 from mirror.cli.conformance import conformance
 from mirror.cli.doctor import doctor
 from mirror.cli.explain import explain
+from mirror.cli.health import health
 from mirror.cli.pull import pull
 from mirror.cli.serve import serve
 from mirror.cli.stats import stats
@@ -44,3 +45,4 @@ main.add_command(config)
 main.add_command(client)
 main.add_command(stats)
 main.add_command(explain)
+main.add_command(health)

@@ -23,29 +23,42 @@ state = "{d}/run"
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{d}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{d}/certs.d"
+    config_path = "{certs}"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{d}/opt"
 """
 
 
 class Containerd:
-    """``mirror``: its URL; every registry (hosts.toml of ``_default``) is asked for there first."""
+    """``mirror``: its URL; every registry (hosts.toml of ``_default``) is asked for there first.
 
-    def __init__(self, namespace: Namespace, directory: Path, mirror: str) -> None:
+    ``options``: further lines about it in hosts.toml; without them it is trusted by the CA of the suite. ``certs``: a
+    registry folder that is there already, instead.
+    """
+
+    def __init__(
+        self, namespace: Namespace, directory: Path, mirror: str, *, options: str = "", certs: Path | None = None
+    ) -> None:
         self._namespace, self._directory = namespace, directory
         self._socket = directory / "containerd.sock"
-        hosts = directory / "certs.d/_default"
-        hosts.mkdir(parents=True)
-        # no "server": after the mirror comes the registry that the reference names
-        (hosts / "hosts.toml").write_text(
-            f'[host."{mirror}"]\n  capabilities = ["pull", "resolve"]\n  ca = "{namespace.ca_file}"\n'
-        )
+        self._certs = certs or directory / "certs.d"
+        self._mirror, self._options = mirror, options or f'ca = "{namespace.ca_file}"\n'
+        directory.mkdir(parents=True, exist_ok=True)
+        if certs is None:
+            # no "server": after the mirror comes the registry that the reference names
+            self._write_hosts("_default", '"pull", "resolve"')
         config = directory / "config.toml"
-        config.write_text(CONFIG.format(d=directory))
+        config.write_text(CONFIG.format(d=directory, certs=self._certs))
         command = ("containerd", "--config", str(config))
         self._process = namespace.start("containerd", *command, log=directory / "containerd.log")
         self._process.wait_until("answering", self._answers)
+
+    def _write_hosts(self, registry: str, capabilities: str) -> None:
+        """Have it ask the mirror for what is of a registry."""
+        hosts = self._certs / registry
+        hosts.mkdir(parents=True)
+        text = f'[host."{self._mirror}"]\n  capabilities = [{capabilities}]\n{self._options}'
+        (hosts / "hosts.toml").write_text(text)
 
     def _answers(self) -> bool:
         try:
@@ -59,10 +72,10 @@ class Containerd:
             "ctr", "--address", str(self._socket), "--namespace", space, *arguments, seconds=seconds
         )
 
-    def pull(self, reference: str) -> str:
-        """``ctr images pull``; the digest the image has here."""
+    def pull(self, reference: str, *, certs: Path | None = None) -> str:
+        """``ctr images pull``; the digest the image has here. ``certs``: a registry folder for this one."""
         try:
-            self._ctr("images", "pull", "--hosts-dir", str(self._directory / "certs.d"), reference)
+            self._ctr("images", "pull", "--hosts-dir", str(certs or self._certs), reference)
         except CommandFailed as exc:
             exc.add_note(self._process.tail())
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,23 @@ from tests.clients.namespace import CommandFailed, Namespace
 
 
 class Docker:
-    """``mirror``: its URL; dockerd asks it for docker.io only, at the root path and without ns."""
+    """``mirror``: its URL; dockerd asks it for docker.io only, at the root path and without ns. ``configure``: is given
+    the path of a ``daemon.json`` that says nothing of mirrors, instead. ``etc``: stands in for /etc/docker."""
 
-    def __init__(self, namespace: Namespace, directory: Path, mirror: str) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        mirror: str,
+        *,
+        configure: Callable[[Path], None] | None = None,
+        etc: Path | None = None,
+    ) -> None:
         self._namespace, self._directory = namespace, directory
         directory.mkdir(parents=True, exist_ok=True)
         self._socket = directory / "docker.sock"
         config = directory / "daemon.json"
-        settings = {
+        settings: dict[str, object] = {
             "data-root": str(directory / "root"),
             "exec-root": str(directory / "run"),
             "pidfile": str(directory / "dockerd.pid"),
@@ -28,11 +38,15 @@ class Docker:
             "ip6tables": False,
             "ip-forward": False,
             "ip-masq": False,
-            "registry-mirrors": [mirror],
-            "insecure-registries": ["127.0.0.0/8"],
         }
+        if configure is None:
+            settings |= {"registry-mirrors": [mirror], "insecure-registries": ["127.0.0.0/8"]}
         config.write_text(json.dumps(settings))
-        command = ("dockerd", "--config-file", str(config))
+        if configure is not None:
+            configure(config)
+        command: tuple[str, ...] = ("dockerd", "--config-file", str(config))
+        if etc is not None:
+            command = ("sh", "-c", 'mount --bind "$0" /etc/docker && exec "$@"', str(etc), *command)
         self._process = namespace.start("dockerd", *command, log=directory / "dockerd.log")
         self._process.wait_until("answering", self._answers, seconds=60)
 

@@ -77,7 +77,7 @@ class Hub:
     """docker.io (tokens, CDN) and ghcr.io (open), each in front of CNCF Distribution 2.8."""
 
     def __init__(self, namespace: Namespace, authority: Authority, directory: Path) -> None:
-        self._namespace, self._authority, self._directory = namespace, authority, directory
+        self._namespace, self.authority, self._directory = namespace, authority, directory
         directory.mkdir(parents=True)
         self._log = directory / "requests.jsonl"
         self._log.touch()
@@ -196,7 +196,7 @@ class Hub:
         """Pull as somebody else behind the same address does, until that is told to stop; how often it was not."""
         access = [{"type": "repository", "name": image.repository, "actions": ["pull"]}]
         headers = {"Authorization": f"Bearer {self._signer.token('', access)}", "Accept": image.top.media_type}
-        trust = ssl.create_default_context(cafile=str(self._authority.ca))
+        trust = ssl.create_default_context(cafile=str(self.authority.ca))
         trust.check_hostname = False  # threads inside know the hub by its address alone
 
         def pull() -> int:

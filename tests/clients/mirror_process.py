@@ -48,7 +48,7 @@ class MirrorProcess:
     """``mirror serve`` with a root of its own. ``fresh_for``: how long a tag is fresh, as configured.
 
     ``address``: where it listens. ``hub``: further settings of the upstream docker.io. ``others``: further upstreams,
-    by name, with their URLs.
+    by name, with their URLs. ``settings``: further settings, at the top.
     """
 
     def __init__(
@@ -61,13 +61,15 @@ class MirrorProcess:
         address: str = ADDRESS,
         hub: Mapping[str, object] | None = None,
         others: Mapping[str, str] = MappingProxyType({}),
+        settings: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self._namespace, self._directory = namespace, directory
         self._address, self._hub = address, hub or {}
         directory.mkdir(parents=True)
         self.url = f"http://{address}"
-        self._config = directory / "mirror.yaml"
-        self._config.write_text(json.dumps(self._settings(workers, fresh_for, others), indent=2))  # JSON is YAML
+        self.config = directory / "mirror.yaml"
+        every = {**self._settings(workers, fresh_for, others), **settings}
+        self.config.write_text(json.dumps(every, indent=2))  # JSON is YAML
         self._process: Process | None = None
         self.start()
 
@@ -95,7 +97,7 @@ class MirrorProcess:
     def start(self) -> None:
         """Start, on the same root as before, and wait until it is ready."""
         assert self._process is None
-        command = (sys.executable, "-m", "mirror", "serve", "--config", str(self._config))
+        command = (sys.executable, "-m", "mirror", "serve", "--config", str(self.config))
         # its trust comes from ca_file alone
         env = {"PYTHONPATH": str(PROJECT), "SSL_CERT_FILE": "/nonexistent"}
         self._process = self._namespace.start("mirror", *command, env=env, log=self._directory / "mirror.log")

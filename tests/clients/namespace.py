@@ -1,7 +1,8 @@
 """A network namespace without any way out, in which well-known registry names are ours.
 
 Commands run inside with their own mounts: /etc/hosts and /etc/resolv.conf (unknown names fail at once),
-the caches of podman and skopeo, and one trusted CA. ``ip netns exec`` would remount /sys and so hide the
+the caches of podman and skopeo, the certificates that docker and podman have for single registries (``certs``), and
+one trusted CA. ``ip netns exec`` would remount /sys and so hide the
 cgroups that runc, dockerd and podman need; nsenter for the network and unshare for the mounts do not.
 """
 
@@ -22,6 +23,8 @@ from tests.clients.processes import Process, kill_all, wait_for
 T = TypeVar("T")
 
 HUB, AUTH, GHCR, CDN, CONTROL = (f"127.1.0.{n}" for n in (1, 2, 3, 4, 9))
+OUTSIDE = "10.1.0.2"
+"""An address that is no loopback one: who is asked there is asked from there."""
 CDN_NAME = "production.cloudflare.docker.com"
 HOSTS = f"""\
 127.0.0.1 localhost mirror.test
@@ -29,6 +32,7 @@ HOSTS = f"""\
 {AUTH} auth.docker.io
 {GHCR} ghcr.io
 {CDN} {CDN_NAME}
+{OUTSIDE} registry.test
 """
 PROJECT = Path(__file__).resolve().parents[2]
 CLONE_NEWNET = 0x40000000
@@ -37,6 +41,8 @@ set -e
 mount --bind "$0/hosts" /etc/hosts
 mount --bind "$0/resolv.conf" /etc/resolv.conf
 mount --bind "$0/containers" /var/lib/containers
+mount --bind "$0/certs.d" /etc/docker/certs.d
+mount --bind "$0/certs.d" /etc/containers/certs.d
 exec "$@"
 """
 
@@ -58,16 +64,24 @@ class Namespace:
         self.directory = directory
         (directory / "containers").mkdir(parents=True)
         (directory / "tmp").mkdir()
-        Path("/var/lib/containers").mkdir(parents=True, exist_ok=True)
+        self.certs = directory / "certs.d"
+        self.certs.mkdir()
+        for place in ("/var/lib/containers", "/etc/docker/certs.d", "/etc/containers/certs.d"):
+            Path(place).mkdir(parents=True, exist_ok=True)  # to mount on
         (directory / "hosts").write_text(HOSTS)
         (directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         self.ca_file = directory / "ca.pem"
         _call("ip", "netns", "add", self.name)
         try:
             _call("ip", "-n", self.name, "link", "set", "lo", "up")
+            _call("ip", "-n", self.name, "address", "add", f"{OUTSIDE}/32", "dev", "lo")
         except BaseException:
             self.close()
             raise
+
+    def add_address(self, address: str) -> None:
+        """Have a further address inside, one that is not on loopback's network."""
+        _call("ip", "-n", self.name, "address", "replace", f"{address}/32", "dev", "lo")
 
     # ---- commands -------------------------------------------------------------------------------------
 

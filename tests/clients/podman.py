@@ -18,14 +18,14 @@ prefix = "{name}"
 location = "{name}"
 [[registry.mirror]]
 location = "{mirror}"
-insecure = true
+insecure = {insecure}
 """
 REGISTRIES = """\
 unqualified-search-registries = ["docker.io"]
 short-name-mode = "disabled"
 [[registry]]
 location = "{host}"
-insecure = true
+insecure = {insecure}
 """
 STORAGE = """\
 [storage]
@@ -46,17 +46,26 @@ tmp_dir = "{d}/tmp"
 
 
 class Podman:
-    """``mirror``: its URL. ``prefix``: whether registries are asked for below a path prefix."""
+    """``mirror``: its URL. ``prefix``: whether registries are asked for below a path prefix. ``etc``: a folder that
+    stands in for /etc/containers, and says which mirrors there are instead.
 
-    def __init__(self, namespace: Namespace, directory: Path, mirror: str, *, prefix: bool = True) -> None:
-        self._namespace, self._directory = namespace, directory
+    ``insecure``: whether it may speak HTTP there, or HTTPS with any certificate.
+    """
+
+    insecure = True
+
+    def __init__(
+        self, namespace: Namespace, directory: Path, mirror: str, *, prefix: bool = True, etc: Path | None = None
+    ) -> None:
+        self._namespace, self._directory, self._etc = namespace, directory, etc
         directory.mkdir(parents=True)
         self.host = mirror.partition("://")[2]
         names = ["docker.io", "ghcr.io"] if prefix else ["docker.io"]
         locations = {name: f"{self.host}/{name}" if prefix else self.host for name in names}
+        insecure = json.dumps(self.insecure)
         files = {
-            "registries.conf": REGISTRIES.format(host=self.host)
-            + "".join(REGISTRY.format(name=name, mirror=place) for name, place in locations.items()),
+            "registries.conf": REGISTRIES.format(host=self.host, insecure=insecure)
+            + "".join(REGISTRY.format(name=name, mirror=place, insecure=insecure) for name, place in locations.items()),
             "storage.conf": STORAGE.format(d=directory),
             "containers.conf": CONTAINERS.format(d=directory),
             "policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
@@ -75,8 +84,12 @@ class Podman:
             "TMPDIR": str(directory / "tmp"),
             "HOME": str(directory),
         }
+        if etc is not None:
+            del self._env["CONTAINERS_REGISTRIES_CONF"]
 
     def _run(self, *command: str, both: bool = False) -> str:
+        if self._etc is not None:
+            command = ("sh", "-c", 'mount --bind "$0" /etc/containers && exec "$@"', str(self._etc), *command)
         return self._namespace.run(*command, env=self._env, both=both)
 
     def pull(self, reference: str) -> dict[str, Any]:
@@ -101,7 +114,8 @@ class Podman:
     def skopeo(self, *arguments: str) -> str:
         # skopeo 1.9 does not read CONTAINERS_REGISTRIES_CONF
         conf, policy = (str(self._directory / name) for name in ("registries.conf", "policy.json"))
-        return self._run("skopeo", "--registries-conf", conf, "--policy", policy, *arguments)
+        registries = () if self._etc is not None else ("--registries-conf", conf)
+        return self._run("skopeo", *registries, "--policy", policy, *arguments)
 
     def close(self) -> None:
         """Nothing runs between two commands."""

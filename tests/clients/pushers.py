@@ -56,12 +56,16 @@ class Pushers(Clients):
 class PushingDocker(Docker):
     exact, logs_in = False, True
 
+    def forget(self, reference: str) -> None:
+        """Have it no longer, so that it is pulled again: a second dockerd would take longer."""
+        self._docker("image", "rm", "--force", self.inspect(reference)["Id"])
+
     def __init__(self, namespace: Namespace, directory: Path, registry: str) -> None:
         super().__init__(namespace, directory, registry)
         self.host = registry.partition("://")[2]
 
     def login(self, login: Login) -> None:
-        self._docker("login", "--username", login.user, "--password", login.password, self.host)
+        self._docker("login", "--username", login.user, "--password", login.password, self.host.partition("/")[0])
 
     def push(self, image: Image, reference: str) -> None:
         self._docker("load", "--input", str(write_archive(image, self._directory / "image.tar", reference)))
@@ -86,6 +90,8 @@ class PushingDocker(Docker):
 
 class PushingPodman(Podman):
     exact, logs_in = False, True
+    certificates: tuple[str, ...] = ()
+    """Options that name the folder of its certificates, where it looks into none by itself."""
 
     @property
     def _policy(self) -> tuple[str, str]:
@@ -96,8 +102,9 @@ class PushingPodman(Podman):
 
     def _login(self, program: str, login: Login) -> None:
         # buildah and skopeo do not look into registries.conf for that
-        plain = ("login", "--tls-verify=false")
-        self._run(program, *plain, "--username", login.user, "--password", login.password, self.host)
+        options = ("--tls-verify=false",) if self.insecure else self.certificates
+        user = ("--username", login.user, "--password", login.password)
+        self._run(program, "login", *options, *user, self.host.partition("/")[0])
 
     def load(self, image: Image) -> str:
         """Bring it into the storage; its id there."""
@@ -158,6 +165,7 @@ class PushingContainerd(Containerd):
     def __init__(self, namespace: Namespace, directory: Path, registry: str) -> None:
         super().__init__(namespace, directory, registry)
         self._user: tuple[str, ...] = ()
+        self._transport: tuple[str, ...] = ("--plain-http",)
 
     def login(self, login: Login) -> None:
         self._user = ("--user", f"{login.user}:{login.password}")
@@ -165,10 +173,10 @@ class PushingContainerd(Containerd):
     def push(self, image: Image, reference: str) -> None:
         archive = write_archive(image, self._directory / "image.tar", reference)
         self._ctr("images", "import", "--all-platforms", "--no-unpack", str(archive))
-        self._ctr("images", "push", "--plain-http", *self._user, reference)
+        self._ctr("images", "push", *self._transport, *self._user, reference)
 
     def pull_back(self, image: Image, reference: str, digest: str) -> None:
-        self._ctr("images", "pull", "--plain-http", "--all-platforms", *self._user, reference)
+        self._ctr("images", "pull", *self._transport, "--all-platforms", *self._user, reference)
         assert self.digest(reference) == digest
         assert self.content() == {one.digest for one in (*image.manifests, *image.blobs)}
 

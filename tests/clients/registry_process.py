@@ -193,6 +193,11 @@ class Registry:
         assert tuple("sha256:" + hashlib.sha256(data).hexdigest() for data in unpacked) == image.diff_ids
         return digest
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of requests in its log so far."""
+        found = (json.loads(line) for line in (self._directory / "registry.log").read_text().splitlines())
+        return [line for line in found if "client" in line]
+
     # ---- the end --------------------------------------------------------------------------------------
 
     @contextmanager

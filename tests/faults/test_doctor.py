@@ -186,7 +186,11 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     disk, reached = tmp_path / "disk", tmp_path / "reached"
     disk.mkdir()
     command = [sys.executable, "-c", SLOW, str(reached), "doctor", "--offline", "--root", str(disk)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+    try:
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ours)
     try:
         wait_until(reached.exists, "the disk is tried")
         assert [path.name.startswith(".doctor-") for path in disk.iterdir()] == [True]

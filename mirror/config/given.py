@@ -5,8 +5,6 @@ The models do not see the file; what depends on how a value was given is done he
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from mirror.config import shapes
 from mirror.config.document import NOT_PLAIN, REFUSED, Document, Source, implied_tag, scalar
+from mirror.config.plain import NoFile, TooLong, read_plain
 from mirror.config.problems import Path as SettingPath
 
 MAX_VALUE = 64 * 1024
@@ -125,19 +124,15 @@ class _Unusable(Exception):
 
 def _one_line(path: Path) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise _Unusable("is not a file")
-            raw = os.read(fd, MAX_VALUE + 1)
-        finally:
-            os.close(fd)
+        raw = read_plain(path, MAX_VALUE)
+    except NoFile:
+        raise _Unusable("is not a file") from None
+    except TooLong:
+        raise _Unusable(f"the file is larger than {MAX_VALUE} bytes") from None
     except FileNotFoundError:
         raise _Unusable("no such file") from None
     except OSError as error:
         raise _Unusable(f"cannot be read ({error.strerror})") from None
-    if len(raw) > MAX_VALUE:
-        raise _Unusable(f"the file is larger than {MAX_VALUE} bytes")
     try:
         text = raw.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:

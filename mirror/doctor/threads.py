@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 CLEAN_UP = 5.0
 """Seconds that a look which is not waited for any more is given to remove what it made."""
@@ -18,24 +19,19 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    def tell(settle: Callable[[V], None], value: V) -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: None if done.cancelled() else settle(value))
+        except RuntimeError:
+            pass  # nobody waited for it, and the loop is closed
 
     def work() -> None:
-        result, failure = None, None
         try:
             result = function(*arguments)
         except BaseException as error:
-            failure = error
-        try:
-            loop.call_soon_threadsafe(settle, result, failure)
-        except RuntimeError:
-            pass  # nobody waited for it, and the loop is closed
+            tell(done.set_exception, error)
+        else:
+            tell(done.set_result, result)
 
     threading.Thread(target=work, name=f"look {function.__name__}", daemon=True).start()
     try:

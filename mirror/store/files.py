@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def write_all(fd: int, chunks: Sequence[bytes], offset: int) -> int:
@@ -20,24 +17,6 @@ def write_all(fd: int, chunks: Sequence[bytes], offset: int) -> int:
         if count:
             views[0] = views[0][count:]
     return offset
-
-
-def read_plain(path: Path, limit: int, *, flags: int = 0) -> bytes:
-    """Read a file that anybody may have put there: a pipe in its place is not waited for. limit: bytes.
-
-    flags: further ones to open it with. Raises: OSError, also when it is none or is longer.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, f"{path.name} is no file")
-        with open(fd, "rb", closefd=False) as file:
-            raw = file.read(limit + 1)
-    finally:
-        os.close(fd)
-    if len(raw) > limit:
-        raise OSError(errno.EFBIG, f"{path.name} is longer than {limit} bytes")
-    return raw
 
 
 def sync_folder(path: str) -> None:

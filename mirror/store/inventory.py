@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.config.plain import read_plain
 from mirror.oci.names import ALGORITHMS, Digest
 from mirror.store.failures import disk_errors
-from mirror.store.files import read_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

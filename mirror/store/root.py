@@ -25,9 +25,9 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror.config.plain import read_plain
 from mirror.oci.errors import StorageFailed
 from mirror.oci.names import ALGORITHMS, Digest
-from mirror.store.files import read_plain
 
 LAYOUT = 1
 _LONGEST_FORMAT = 64 * 1024

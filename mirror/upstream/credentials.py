@@ -8,8 +8,6 @@ and asked for anew when it was refused.
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Protocol
 from yarl import URL
 
 from mirror import config
+from mirror.config.plain import NoFile, TooLong, read_plain
 from mirror.upstream import docker_config, helper
 from mirror.upstream.logins import Login, LoginFailed, Password
 
@@ -212,15 +211,10 @@ class _Unreadable(Exception):
 
 def _contents(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise _Unreadable("it is not a file")
-            raw = os.read(fd, FILE_LIMIT + 1)
-        finally:
-            os.close(fd)
+        return read_plain(path, FILE_LIMIT)
+    except NoFile as error:
+        raise _Unreadable("it is not a file") from error
+    except TooLong as error:
+        raise _Unreadable(f"it is longer than {FILE_LIMIT} bytes") from error
     except OSError as error:
         raise _Unreadable(error.strerror or type(error).__name__) from error
-    if len(raw) > FILE_LIMIT:
-        raise _Unreadable(f"it is longer than {FILE_LIMIT} bytes")
-    return raw

@@ -102,9 +102,8 @@ class Router:
             first, slash, rest = name.partition("/")
         if slash and (source := self._find(key_of(first))):
             return Meaning(self._repository(source, rest), "path", first)
-        if self._is_local(name):
-            pattern = self._local_pattern(name)
-            return Meaning(Repository(None, parse_name(name)), "local" if pattern else "packages", pattern)
+        if why := self._why_local(name):
+            return Meaning(Repository(None, parse_name(name)), *why)
         if slash and _looks_like_host(first):
             raise _not_configured(first)
         if len(name) > MAX_NAME:
@@ -148,13 +147,16 @@ class Router:
         return source
 
     def _is_local(self, name: str) -> bool:
-        if len(name) > MAX_NAME:  # it is none
-            return False
-        return self._local_pattern(name) is not None or self._packaged(RepositoryName(name))
+        return self._why_local(name) is not None
 
-    def _local_pattern(self, name: str) -> str | None:
-        """Return the first pattern of our own names that a name matches."""
-        return next((text for text, pattern in self._local.items() if pattern.fullmatch(name)), None)
+    def _why_local(self, name: str) -> tuple[Literal["local", "packages"], str | None] | None:
+        """Return why a name is one of our own, and the first pattern it matches; None when it is not."""
+        if len(name) > MAX_NAME:  # it is none
+            return None
+        for text, pattern in self._local.items():
+            if pattern.fullmatch(name):
+                return "local", text
+        return ("packages", None) if self._packaged(RepositoryName(name)) else None
 
     def _by_host(self, host: str) -> str | None:
         key = key_of(host)

@@ -207,6 +207,14 @@ async def test_without_users_only_this_machine_writes(root: Path, trusted: str) 
             assert deleted.status == (202 if status == 201 else 403), headers
 
 
+async def test_each_line_of_where_it_really_comes_from_counts(root: Path) -> None:
+    """A proxy adds its own, and a client's stays before it."""
+    async with behind(root, US) as one:
+        for real, status in (("127.0.0.1", 202), (OUTSIDE, 403)):
+            headers = [("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "127.0.0.1"), ("X-Real-IP", real)]
+            assert (await one.ask("POST", "/v2/local/app/blobs/uploads/", headers=headers)).status == status, real
+
+
 async def test_writes_that_are_let_in_anyway_come_by_proxies_too(root: Path) -> None:
     async with behind(root, NOBODY, access=Access(insecure_writes=True)) as one:
         assert (await push(one, {"X-Forwarded-For": OUTSIDE})).status == 201

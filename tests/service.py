@@ -96,6 +96,10 @@ class Service:
                 raise
         return self._process.returncode
 
+    def ended(self) -> int:
+        """Wait until it has ended as it was told to; return the exit code."""
+        return self._process.wait(40)
+
     def get(
         self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None
     ) -> tuple[int, bytes]:

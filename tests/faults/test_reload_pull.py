@@ -146,3 +146,27 @@ def waits(pid: int, number: int) -> bool:
     """Say whether a signal would wait, and not reach the process."""
     [line] = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("SigBlk:")]
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_what_is_being_pushed_when_it_stops_arrives_whole(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"hub.example": {"url": "http://127.0.0.1:9"}}, workers=1)
+    data = os.urandom(MIB)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    with service(config) as running:
+        host, _, port = running.netloc.partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        connection.putrequest("POST", f"/v2/local/app/blobs/uploads/?digest={digest}")
+        connection.putheader("Content-Type", "application/octet-stream")
+        connection.putheader("Content-Length", str(len(data)))
+        connection.endheaders()
+        connection.send(data[: MIB // 2])
+        uploads = tmp_path / "root/ingest/uploads"
+        wait_until(lambda: any(one.stat().st_size for one in uploads.iterdir()), "it has begun to arrive")
+        os.kill(running.pid, signal.SIGTERM)
+        wait_until(lambda: any(line.get("message", "").startswith("draining") for line in said(running)), "a drain")
+        connection.send(data[MIB // 2 :])
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Docker-Content-Digest"]) == (201, digest), answer.read()
+        connection.close()
+        assert running.ended() == 0
+    assert not [line for line in said(running) if line.get("level") == "warning"]

@@ -86,16 +86,20 @@ class Service:
         return [json.loads(line).get("message", "") for line in self.said.splitlines() if line.startswith("{")]
 
     def ready(self) -> Service:
-        """Wait until it listens."""
+        """Wait until it listens everywhere."""
 
         def announced() -> bool:
             assert self.process.poll() is None, self.said
-            return any(message.startswith("listening on ") for message in self.messages())
+            return len(self.urls) >= len(self.config["listen"])
 
         eventually(announced)
-        url = next(message for message in self.messages() if message.startswith("listening on "))
-        self.port = int(url.rpartition(":")[2])
+        self.port = int(self.urls[0].rpartition(":")[2])
         return self
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it has said that it listens."""
+        return [message.split()[2] for message in self.messages() if message.startswith("listening on ")]
 
     def open(self) -> http.client.HTTPConnection:
         if self._tls:

@@ -92,7 +92,7 @@ def test_each_listener_speaks_its_own(start: Callable[..., Service], tmp_path: P
         {"address": "127.0.0.2:0", "tls": write_pair(other, tmp_path / "other")},
     ]
     service = start(config={"listen": listen, "tls": write_pair(one, tmp_path / "one")}).ready()
-    urls = [message.split()[2] for message in service.messages() if message.startswith("listening on")]
+    urls = service.urls
     assert [url.rpartition(":")[0] for url in urls] == ["http://127.0.0.1", "https://127.0.0.1", "https://127.0.0.2"]
     assert json.loads(service.ask("/who")[1])["secure"] is False
     found = Client(int(urls[1].rpartition(":")[2]), trusting(one)).ask()

@@ -1020,7 +1020,7 @@ async def test_workers_tell_each_other_what_they_verified(
         assert hashed == []  # this one hashes what it is asked for
         async with serving(folder, verdicts=verdicts):
             await until(lambda: len(hashed) == 4, "layers, config and manifest")
-        await until(lambda: second._verdicts._offset == 3 * 33, "read")
+        await until(lambda: len(second._verdicts._known) == 3, "those that are right are read")
         assert await blob(second, A, sha(layer)) == layer
         assert len(hashed) == 4
         assert await blob(second, A, sha(b"claimed")) is None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mirror.cli.interrupted import run
 from mirror.cli.mistakes import fail, problems_of
 from mirror.cli.options import config_option, root_option
 
@@ -89,7 +88,7 @@ def doctor(
     setup_logging(human=True, level=logging.CRITICAL)  # what the parts would log, the findings say
     case = Case(config=config, file=config_file, online=not offline, upstreams=wanted, timeout=timeout)
     report = _Report([])
-    ended = asyncio.run(_watched(case, report, as_json))
+    ended = run(_examine(case, report, as_json))
     _say(report, as_json, ended=ended)
     if ended is not None:
         sys.exit(128 + ended)
@@ -122,37 +121,14 @@ class _Report:
         )
 
 
-async def _watched(case: Case, report: _Report, as_json: bool) -> int | None:
-    """Examine to the end, or until a signal; return its number. What was made on disk is removed either way."""
+async def _examine(case: Case, report: _Report, as_json: bool) -> None:
+    """Examine to the end. What was made on disk is removed in any case."""
     from mirror.doctor import examine
 
-    loop, ended = asyncio.get_running_loop(), None
-
-    async def work() -> None:
-        async for finding in examine(case):
-            report.findings.append(finding)
-            if not as_json:
-                _line(finding)
-
-    task = asyncio.create_task(work(), name="examination")
-
-    def stop(number: int) -> None:
-        nonlocal ended
-        ended = number
-        task.cancel()
-
-    watching = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
-    for one in watching:
-        loop.add_signal_handler(one, stop, one)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if ended is None:
-            raise
-    finally:
-        for one in watching:
-            loop.remove_signal_handler(one)
-    return ended
+    async for finding in examine(case):
+        report.findings.append(finding)
+        if not as_json:
+            _line(finding)
 
 
 def _unloaded(error: ConfigError) -> list[Finding]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from mirror.cli.interrupted import run
 from mirror.cli.mistakes import fail, problems_of
 from mirror.cli.options import config_option, json_option, root_option
 
@@ -120,7 +119,7 @@ def pull(
                 await service.reach()
                 await Puller(service, wanted, watcher=report, jobs=jobs).run(images)
 
-        ended = _run(work)
+        ended = run(work())
     _say(report, images, through[0] if through else "", ended, as_json)
 
 
@@ -215,38 +214,6 @@ def _problems(as_json: bool, config_file: Path | None) -> Iterator[None]:
         problems, status = problems_of(error, config_file) if isinstance(error, ConfigError) else ([], 1)
         said = "" if problems else str(error)
         fail(problems, said, status=status, as_json=as_json, beside={"images": []})
-
-
-def _run(work: Callable[[], Awaitable[None]]) -> int | None:
-    """Run to the end, or until a signal; return its number. A second one ends the process at once."""
-    ended: int | None = None
-
-    async def watched() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def stop(number: int) -> None:
-            nonlocal ended
-            ended = number
-            for one in watching:
-                loop.remove_signal_handler(one)
-            task.cancel()
-
-        # A shell that starts it in the background has it ignore Ctrl-C, and so it does.
-        watching = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
-        for one in watching:
-            loop.add_signal_handler(one, stop, one)
-        try:
-            await work()
-        except asyncio.CancelledError:
-            if ended is None:
-                raise
-        finally:
-            for one in watching:
-                loop.remove_signal_handler(one)
-
-    asyncio.run(watched())
-    return ended
 
 
 def _say(report: Report, images: Sequence[Image], through: str, ended: int | None, as_json: bool) -> None:

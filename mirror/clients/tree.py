@@ -6,10 +6,8 @@ unless forced, and then kept beside. Each file appears whole, by one rename.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mirror.clients.plan import MARK, File
+from mirror.config.plain import read_plain
 
 _NEW, _FOLDER_NEW = 0o644, 0o755
 _LONGEST = 4 * 1024**2
@@ -79,7 +78,7 @@ def _planned(root: Path, file: File, *, force: bool) -> Written:
         real = Path(os.path.realpath(path))
         if not real.is_relative_to(os.path.realpath(root)):
             raise _NotOurs(f"{path}: a link leads out of {root}, to {real}; take it away, or write where it leads")
-        before = _read(real)
+        before = read_plain(real, _LONGEST).decode()
     except FileNotFoundError:
         # a link to what is not there yet stays one
         return Written(path=real if path.is_symlink() else path, state="written", text=file.text)
@@ -100,21 +99,6 @@ def _planned(root: Path, file: File, *, force: bool) -> Written:
             "or replace it by --force, which keeps it beside"
         )
     return Written(path=real, state="replaced", text=file.text)
-
-
-def _read(path: Path) -> str:
-    """Read a file. Raises: OSError, also when it is none or too long; UnicodeDecodeError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
-        with open(fd, "rb", closefd=False) as file:
-            raw = file.read(_LONGEST + 1)
-    finally:
-        os.close(fd)
-    if len(raw) > _LONGEST:
-        raise OSError(errno.EFBIG, f"it is longer than {_LONGEST} bytes")
-    return raw.decode("utf-8")
 
 
 def _merged(path: Path, before: str | None, ours: str) -> str:

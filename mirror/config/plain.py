@@ -24,11 +24,11 @@ def read_plain(path: Path, limit: int, *, flags: int = 0) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise NoFile(errno.EINVAL, f"{path.name} is no file")
+            raise NoFile(errno.EINVAL, "it is not a file")
         with open(fd, "rb", closefd=False) as file:
             raw = file.read(limit + 1)
     finally:
         os.close(fd)
     if len(raw) > limit:
-        raise TooLong(errno.EFBIG, f"{path.name} is longer than {limit} bytes")
+        raise TooLong(errno.EFBIG, f"it is longer than {limit} bytes")
     return raw

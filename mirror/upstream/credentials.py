@@ -16,7 +16,7 @@ from typing import Protocol
 from yarl import URL
 
 from mirror import config
-from mirror.config.plain import NoFile, TooLong, read_plain
+from mirror.config.plain import read_plain
 from mirror.upstream import docker_config, helper
 from mirror.upstream.logins import Login, LoginFailed, Password
 
@@ -212,9 +212,5 @@ class _Unreadable(Exception):
 def _contents(path: Path) -> bytes:
     try:
         return read_plain(path, FILE_LIMIT)
-    except NoFile as error:
-        raise _Unreadable("it is not a file") from error
-    except TooLong as error:
-        raise _Unreadable(f"it is longer than {FILE_LIMIT} bytes") from error
     except OSError as error:
         raise _Unreadable(error.strerror or type(error).__name__) from error

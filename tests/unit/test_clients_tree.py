@@ -155,11 +155,11 @@ def test_what_is_no_file_or_endless_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / OURS.path[1:]
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
-    with pytest.raises(TreeError, match="cannot be read: it is no file"):
+    with pytest.raises(TreeError, match="cannot be read: it is not a file"):
         write_tree(tmp_path, [OURS], force=True)
     path.unlink()
     path.mkdir()
-    with pytest.raises(TreeError, match="cannot be read: it is no file"):
+    with pytest.raises(TreeError, match="cannot be read: it is not a file"):
         write_tree(tmp_path, [OURS], force=True)
     path.rmdir()
     path.touch()

@@ -134,14 +134,14 @@ class Leader:
                         if not isinstance(error, UpstreamInvalid):
                             self._source_failed(last, error)
                             continue
-                        if isinstance(error, _Restart) and last.distrust():
+                        if isinstance(error, _Restart) and (liar := last.distrust()):
                             # Whether it was right or who began, the next one says; what is here may be of use.
-                            log.warning("%s; going on without this mirror", error.message)
+                            log.warning("%s; going on without %s", error.message, liar)
                             continue
                         await _cancel(catching_up)
                         catching_up, resumed, pieced = None, False, False
-                        if last.distrust():
-                            log.error("%s; starting over without it", error.brief)
+                        if liar := last.distrust():
+                            log.info("%s is fetched anew, without %s", self.digest, liar)
                         elif isinstance(error, _Restart) and fresh_starts:
                             fresh_starts -= 1
                             log.warning("%s; starting over", error.message)
@@ -159,13 +159,10 @@ class Leader:
                 if self._ingest.verify():
                     await self._complete()
                     return True
-                if last is not None and last.distrust():
+                if last is not None and (liar := last.distrust()):
                     self._wrong.wrong_content(last.upstream.name, "blob")
                     log.error(
-                        "a mirror of %s sent bytes of %s for %s; starting over without it",
-                        last.upstream.name,
-                        self._ingest.actual(),
-                        self.digest,
+                        "%s sent bytes of %s for %s; starting over without it", liar, self._ingest.actual(), self.digest
                     )
                     pieced = False
                     await self._restart()
@@ -208,11 +205,13 @@ class Leader:
                 if self._ingest.state.size is None:
                     self._publish(size=self._ingest.state.written)
                 if self._ingest.state.written < (self._ingest.state.size or 0):
-                    raise UpstreamFailed(
+                    short = UpstreamFailed(
                         f"{origin.upstream.name} ended {self.digest} after {self._ingest.state.written} of "
                         f"{self._ingest.state.size} bytes",
                         upstream=origin.upstream.name,
                     )
+                    log.warning("%s", short.message)  # by itself the body was whole: nobody else has said it
+                    raise short
                 return transfers > 1 or start > 0
             except UpstreamInvalid as error:
                 if whole and not opened:
@@ -220,7 +219,7 @@ class Leader:
                     raise UpstreamFailed(error.message, upstream=error.upstream) from error
                 if opened or not start:
                     raise
-                log.warning("%s; asking for the whole again", error.message)
+                log.info("%s cannot be continued; asking for the whole again", self.digest)
                 whole = True
             except _TooSlow:
                 raise
@@ -236,13 +235,7 @@ class Leader:
                     ) from error
                 if tries >= CONTINUE_TRIES:
                     raise
-                log.warning(
-                    "%s broke off %s at %d bytes (%s); continuing",
-                    origin.upstream.name,
-                    self.digest,
-                    self._ingest.state.written,
-                    error.message,
-                )
+                log.info("continuing %s at byte %d", self.digest, self._ingest.state.written)
                 await asyncio.sleep(0.1 * 4**tries if tries else 0)
 
     def _headers(self, origin: Origin, source: BlobSource) -> None:

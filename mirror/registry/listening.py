@@ -74,8 +74,7 @@ class _Unreachable:
     def saving(self) -> UpstreamError | None:
         return self._upstream.saving()
 
-    def distrust(self, digest: Digest) -> bool:
-        return False
+    def distrust(self, digest: Digest) -> None: ...
 
     async def close(self) -> None:
         pass

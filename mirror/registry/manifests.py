@@ -195,7 +195,8 @@ class ManifestService:
             error = _broken_promise(record, failure) if repository.source else failure
             whole = before is not None  # the upstream is there: the rest of what was before can be had from it
             if repository.source:
-                log.error("%s", error.message)
+                # What it sent instead has been told of where it was read.
+                log.log(logging.ERROR if isinstance(failure, ManifestUnknown) else logging.INFO, "%s", error.message)
                 await self._tags.revert(record, error)
         except UpstreamError as failure:
             error = _of_tag(record, failure)
@@ -450,7 +451,14 @@ class ManifestService:
             except (BlobUnknown, ManifestUnknown):
                 log.info("%s does not have %s, which a manifest of it names", repository, digest)
             except RegistryError as error:
-                log.warning("the right of %s to %s is not confirmed: %s", repository, digest, error.message)
+                told = isinstance(error, UpstreamError)  # already, as a failure
+                log.log(
+                    logging.INFO if told else logging.WARNING,
+                    "the right of %s to %s is not confirmed: %s",
+                    repository,
+                    digest,
+                    error.message,
+                )
 
     async def _complete(self, repository: Repository, digest: Digest, seen: set[Digest] | None = None) -> bool:
         """Say whether a client that gets this manifest can get an image from what is here.

@@ -26,6 +26,6 @@ class Origin:
     def open(self, offset: int, window: ByteRange | None = None) -> AbstractAsyncContextManager[BlobSource]:
         return self.upstream.blob(self.repository.name, self.digest, offset=offset, window=window)
 
-    def distrust(self) -> bool:
-        """Take note that the bytes it gave are wrong. Returns whether it has somebody else to ask: a mirror did it."""
+    def distrust(self) -> str | None:
+        """Take note that the bytes it gave are wrong. Returns which mirror did it: there is somebody else to ask."""
         return self.upstream.distrust(self.digest)

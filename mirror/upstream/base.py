@@ -117,8 +117,11 @@ class Upstream(Protocol):
         """Say why requests that count against a quota should not be spent on what can be answered stale."""
         ...
 
-    def distrust(self, digest: Digest) -> bool:
-        """Take note that the bytes it gave for a blob are wrong. Returns whether it has somebody else to ask."""
+    def distrust(self, digest: Digest) -> str | None:
+        """Take note that the bytes it gave for a blob are wrong.
+
+        Returns who gave them, in words, when it has somebody else to ask; else None.
+        """
         ...
 
     async def close(self) -> None:

@@ -243,16 +243,13 @@ class Chain:
         """Say why requests that count against a quota should not be spent on what can be answered stale."""
         return self._registry.saving()
 
-    def distrust(self, digest: Digest) -> bool:
-        """Take note that bytes it gave are wrong. Returns whether somebody else can be asked."""
+    def distrust(self, digest: Digest) -> str | None:
+        """Take note that bytes a mirror gave are wrong: it is not asked for them for a while. Returns which it was."""
         at = self._gave.pop(digest, None)
         if at is None:
-            return False
+            return None
         self._note_wrong(digest, at)
-        log.warning(
-            "what mirror %d of %s gave for %s is wrong; it is not asked for that for a while", at + 1, self.name, digest
-        )
-        return True
+        return f"mirror {at + 1} of {self.name}"
 
     async def close(self) -> None:
         """Close every connection."""

@@ -337,9 +337,8 @@ class RegistryClient:
         """Say whether its own host is left alone because it does not answer; the same in all workers."""
         return self._breaker.state(place_of(self._url)).phase is not Phase.CLOSED
 
-    def distrust(self, digest: Digest) -> bool:
-        """Take note that bytes it gave are wrong. Returns whether somebody else can be asked."""
-        return False
+    def distrust(self, digest: Digest) -> None:
+        """Say that there is nobody else to ask."""
 
     async def close(self) -> None:
         """Close every connection."""

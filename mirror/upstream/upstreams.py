@@ -150,8 +150,8 @@ class _Handle:
         with self._lend(self.name) as upstream:
             return upstream.saving()
 
-    def distrust(self, digest: Digest) -> bool:
-        """Take note that the bytes it gave for a blob are wrong. Returns whether it has somebody else to ask."""
+    def distrust(self, digest: Digest) -> str | None:
+        """Take note that the bytes it gave for a blob are wrong. Returns who did, when it has somebody else to ask."""
         with self._lend(self.name) as upstream:
             return upstream.distrust(digest)
 

@@ -188,3 +188,10 @@ PUSHERS: dict[str, type[Pusher]] = {
     "skopeo": Skopeo,
     "ctr": PushingContainerd,
 }
+
+
+def use_login(client: Pusher, login: Login, image: Image, reference: str) -> None:
+    """Log in; by pushing, where a login is not asked for by itself. Raises: CommandFailed when it is refused."""
+    client.login(login)
+    if not client.logs_in:
+        client.push(image, reference)

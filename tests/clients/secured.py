@@ -7,12 +7,14 @@ has them in its hosts.toml.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.clients.ca import Authority
 from tests.clients.images import Image
 from tests.clients.namespace import Namespace
-from tests.clients.pushers import Pusher, PushingContainerd, PushingDocker, PushingPodman, Skopeo
+from tests.clients.pushers import Pusher, PushingContainerd, PushingDocker, PushingPodman, Skopeo, use_login
+from tests.clients.registry_process import AUTHOR, WRONG, Registry, refused
 
 
 def place(namespace: Namespace, host: str, authority: Authority, *, shows_certificate: bool) -> Path:
@@ -97,3 +99,27 @@ SECURE: dict[str, type[Secure]] = {
     "ctr": SecureContainerd,
 }
 _: dict[str, type[Pusher]] = {**SECURE}
+
+
+def push_and_pull_back(
+    new: Callable[[], Secure], one: Secure, registry: Registry, image: Image, repository: str, reference: str
+) -> str:
+    """Push where it takes a login, which is tried without and with a wrong one first; pull it; return its digest.
+
+    new: another client like ``one``, which knows no image. reference: how the clients name the repository's tag 1.
+    """
+    refused(lambda: one.push(image, reference))
+    refused(lambda: use_login(one, WRONG[0], image, reference))
+    assert not registry.tags(repository)
+    one.login(AUTHOR)
+    one.push(image, reference)
+    if one.exact:
+        registry.assert_holds(image, repository, "1")
+        digest = image.digest
+    else:
+        digest = registry.assert_holds_contents(image, repository, "1")
+    if isinstance(one, SecureDocker):
+        one.forget(reference)
+    reader = one if isinstance(one, SecureDocker) else new()
+    reader.pull_back(image, reference, digest)
+    return digest

@@ -20,9 +20,8 @@ from tests.clients.namespace import OUTSIDE, Namespace
 from tests.clients.nginx import OWN, SHARED, Nginx
 from tests.clients.processes import wait_for
 from tests.clients.pushers import Pushers
-from tests.clients.registry_process import AUTHOR, WRONG, Registry, refused
-from tests.clients.secured import SECURE, Secure, SecureContainerd, SecureDocker
-from tests.clients.test_push import use_login
+from tests.clients.registry_process import AUTHOR, Registry
+from tests.clients.secured import SECURE, Secure, SecureContainerd, SecureDocker, push_and_pull_back
 
 PORT = 5300
 
@@ -85,20 +84,7 @@ def test_pull_and_push(client: str, route: str, registry: Registry, namespace: N
         if isinstance(one, SecureDocker):
             found = one.pull(f"{host}/{images.library.reference}")
             assert found["Id"] == images.library.config.digest
-        refused(lambda: one.push(image, reference))
-        refused(lambda: use_login(one, WRONG[0], image, reference))
-        assert not registry.tags(repository)
-        one.login(AUTHOR)
-        one.push(image, reference)
-        if one.exact:
-            registry.assert_holds(image, repository, "1")
-            digest = image.digest
-        else:
-            digest = registry.assert_holds_contents(image, repository, "1")
-        if isinstance(one, SecureDocker):
-            one.forget(reference)
-        reader = one if isinstance(one, SecureDocker) else new(pushers, client, namespace)
-        reader.pull_back(image, reference, digest)
+        push_and_pull_back(lambda: new(pushers, client, namespace), one, registry, image, repository, reference)
     lines = of_clients(registry, before)
     assert {line["client"] for line in lines} == {OUTSIDE}
     assert {line.get("user") for line in lines if line["status"] == 201} == {AUTHOR.user}

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import PATH, Registries, refuse
-from tests.clients.images import ARCHITECTURE, HELLO, Image, Images, hello
+from tests.clients.images import ARCHITECTURE, HELLO, Images, hello
 from tests.clients.namespace import Namespace
-from tests.clients.pushers import PUSHERS, Pusher, Pushers, PushingDocker
-from tests.clients.registry_process import ACCESSES, AUTHOR, WRONG, Access, Login, refused
+from tests.clients.pushers import PUSHERS, Pushers, PushingDocker, use_login
+from tests.clients.registry_process import ACCESSES, AUTHOR, WRONG, Access, refused
 
 
 @pytest.mark.parametrize("access", ACCESSES)
@@ -48,12 +48,6 @@ def test_push_and_pull_back(
             refused(lambda: reader.pull_back(image, reference, digest))
             reader.login(AUTHOR)
         reader.pull_back(image, reference, digest)
-
-
-def use_login(client: Pusher, login: Login, image: Image, reference: str) -> None:
-    client.login(login)
-    if not client.logs_in:
-        client.push(image, reference)
 
 
 @pytest.mark.parametrize("access", ACCESSES)

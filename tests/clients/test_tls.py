@@ -20,9 +20,8 @@ from tests.clients.hub import Hub
 from tests.clients.images import Image, Images
 from tests.clients.namespace import OUTSIDE, CommandFailed, Namespace
 from tests.clients.pushers import Pushers
-from tests.clients.registry_process import AUTHOR, WRONG, Registry, refused
-from tests.clients.secured import SECURE, Secure, SecureContainerd, SecureDocker, SecureSkopeo, place
-from tests.clients.test_push import use_login
+from tests.clients.registry_process import Registry
+from tests.clients.secured import SECURE, Secure, SecureContainerd, SecureSkopeo, place, push_and_pull_back
 
 PLAIN, TLS, MUTUAL = 5310, 5311, 5312
 UNTRUSTED, STRANGER = 5313, 5314
@@ -106,20 +105,9 @@ def test_pull_and_push(client: str, port: int, secured: Secured, namespace: Name
     with registry.explained(), Pushers(namespace, f"https://{HOSTS[port]}") as pushers:
         one = new(pushers, client, secured, port)
         assert one.pull_through(images.hello) == images.hello.config.digest
-        refused(lambda: one.push(image, reference))
-        refused(lambda: use_login(one, WRONG[0], image, reference))
-        assert not registry.tags(repository)
-        one.login(AUTHOR)
-        one.push(image, reference)
-        if one.exact:
-            registry.assert_holds(image, repository, "1")
-            digest = image.digest
-        else:
-            digest = registry.assert_holds_contents(image, repository, "1")
-        if isinstance(one, SecureDocker):
-            one.forget(reference)
-        reader = one if isinstance(one, SecureDocker) else new(pushers, client, secured, port)
-        reader.pull_back(image, reference, digest)
+        digest = push_and_pull_back(
+            lambda: new(pushers, client, secured, port), one, registry, image, repository, reference
+        )
         for other, pattern in REJECTED.items() if port == MUTUAL else ():  # once for each client
             elsewhere = f"{HOSTS[other]}/{repository}:1"
             if isinstance(one, SecureContainerd):

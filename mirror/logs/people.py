@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mirror.logs.amounts import size
+
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _DIGEST = re.compile(r"(sha\d+:[0-9a-f]{12})[0-9a-f]+")
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 _DIM, _GREEN, _CYAN, _YELLOW, _RED = "2", "32", "36", "33", "31"
 _LEVELS = {"debug": _DIM, "warning": _YELLOW, "error": _RED, "critical": _RED}
 _STATUSES = {2: _GREEN, 3: _CYAN, 4: _YELLOW, 5: _RED}
@@ -47,7 +48,7 @@ def paint(text: str, code: str | None, colour: bool) -> str:
 def request_line(seconds: float, fields: Mapping[str, Any], *, colour: bool) -> str:
     """Return the line of a request: what was asked for, what was answered, from where, how much, how long, to whom.
 
-    ``GET docker.io/library/alpine:3.20 200 hit 1.2 kB 3 ms 10.0.0.7``. fields: as of ``Exchange.line``.
+    ``GET docker.io/library/alpine:3.20 200 hit 1.2 KiB 3 ms 10.0.0.7``. fields: as of ``Exchange.line``.
     """
     status = int(fields["status"])
     words = [
@@ -55,7 +56,7 @@ def request_line(seconds: float, fields: Mapping[str, Any], *, colour: bool) -> 
         plain(_what(fields)),
         paint(str(status), _STATUSES.get(status // 100), colour),
         _cache(fields.get("cache")),
-        _size(int(fields.get("bytes") or 0) or int(fields.get("received") or 0)),
+        size(count) if (count := int(fields.get("bytes") or 0) or int(fields.get("received") or 0)) else "",
         _time(float(fields["ms"])),
         paint(plain("@".join(str(fields[key]) for key in ("user", "client") if fields.get(key))), _DIM, colour),
     ]
@@ -84,15 +85,6 @@ def _cache(status: str | None) -> str:
     if "hit" in said:
         return "stale" if "detail=stale" in said else "hit"
     return "joined" if "collapsed" in said else "miss"
-
-
-def _size(count: float) -> str:
-    if not count:
-        return ""
-    unit = 0
-    while count >= 999.5 and unit < len(_UNITS) - 1:
-        count, unit = count / 1000, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 or count >= 99.95 else f"{count:.1f} {_UNITS[unit]}"
 
 
 def _time(milliseconds: float) -> str:

@@ -230,15 +230,15 @@ BLOB = {"path": "/v2/library/alpine/blobs/sha256:x", "reference": None}
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "GET docker.io/library/alpine:3.20 200 hit 1.2 kB 3.2 ms 10.0.0.7"),
-        ({"cache": "mirror; hit; detail=stale"}, "GET docker.io/library/alpine:3.20 200 stale 1.2 kB 3.2 ms 10.0.0.7"),
+        ({}, "GET docker.io/library/alpine:3.20 200 hit 1.2 KiB 3.2 ms 10.0.0.7"),
+        ({"cache": "mirror; hit; detail=stale"}, "GET docker.io/library/alpine:3.20 200 stale 1.2 KiB 3.2 ms 10.0.0.7"),
         (
             {**BLOB, "cache": "mirror; fwd=uri-miss; stored", "bytes": 34_560_000, "ms": 1234.5},
-            "GET docker.io/library/alpine@sha256:abababababab 200 miss 34.6 MB 1.2 s 10.0.0.7",
+            "GET docker.io/library/alpine@sha256:abababababab 200 miss 33 MiB 1.2 s 10.0.0.7",
         ),
         (
             {**BLOB, "cache": "mirror; fwd=uri-miss; stored; collapsed", "bytes": 999_600, "ms": 90_000},
-            "GET docker.io/library/alpine@sha256:abababababab 200 joined 1.0 MB 1.5 min 10.0.0.7",
+            "GET docker.io/library/alpine@sha256:abababababab 200 joined 976 KiB 1.5 min 10.0.0.7",
         ),
         (
             {"status": 404, "failure": "it is not there", "bytes": 0, "cache": None, "user": "me"},
@@ -254,7 +254,7 @@ BLOB = {"path": "/v2/library/alpine/blobs/sha256:x", "reference": None}
             },
             "PATCH /v2/a/b/blobs/uploads/" + "x" * 97 + "… 200 10 B 3.2 ms 10.0.0.7",
         ),
-        ({"repository": None, "path": "/v2/\x1b[31m", "cache": None}, "GET /v2/\\x1b[31m 200 1.2 kB 3.2 ms 10.0.0.7"),
+        ({"repository": None, "path": "/v2/\x1b[31m", "cache": None}, "GET /v2/\\x1b[31m 200 1.2 KiB 3.2 ms 10.0.0.7"),
     ],
     ids=["tag", "stale", "blob", "joined", "failed", "upload", "escape"],
 )

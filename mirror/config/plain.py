@@ -16,6 +16,12 @@ class TooLong(OSError):
     """It is longer than whoever asks takes."""
 
 
+def check_plain(path: Path) -> None:
+    """See that a path leads to a file, for a library that will open it by its name. Raises: NoFile, OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NoFile(errno.EINVAL, "it is not a file")
+
+
 def read_plain(path: Path, limit: int, *, flags: int = 0) -> bytes:
     """Read a file; a pipe in its place is not waited for.
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -625,6 +626,9 @@ def unreadable(path: Path) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     try:
-        return "is a folder, not a file" if os.path.isdir(fd) else ""
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            return "is a folder, not a file"
+        return "" if stat.S_ISREG(kind) else "is a pipe or a device, not a file"
     finally:
         os.close(fd)

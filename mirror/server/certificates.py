@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import ssl
-import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from cryptography import x509
 
 from mirror.config import Tls
+from mirror.config.plain import read_plain
 from mirror.server.handshake import Handshake, begun
 from mirror.worker import StartupError
 
@@ -30,6 +30,9 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at the files; they have to be the same at two of them."""
 SOON = 14 * 24 * 3600.0
 """Seconds before a certificate expires in which it is warned of."""
+
+_LONGEST = 4 * 1024**2
+"""Most bytes of one of the files."""
 
 log = logging.getLogger("mirror.server")
 
@@ -158,9 +161,7 @@ def _load(tls: Tls) -> Loaded:
         if path is None:
             continue
         try:
-            if stat.S_ISFIFO(path.stat().st_mode):  # the parent would wait for who writes to it, and hear no signal
-                raise StartupError(f"tls: cannot read {path}: it is a pipe, not a file")
-            raw = path.read_bytes()
+            raw = read_plain(path, _LONGEST)  # the parent would wait for who writes to a pipe, and hear no signal
         except OSError as error:
             raise StartupError(f"tls: cannot read {path}: {error.strerror}") from error
         pem = pem or raw

@@ -16,6 +16,7 @@ from typing import NoReturn
 from yarl import URL
 
 from mirror import config
+from mirror.config.plain import check_plain
 from mirror.upstream.guard import same_host, same_origin
 
 
@@ -67,6 +68,7 @@ def _context(settings: config.Upstream, *, checked: bool = True) -> ssl.SSLConte
     context = _new()
     if settings.ca_file is not None:
         try:
+            check_plain(settings.ca_file)  # OpenSSL would wait for who writes to a pipe
             context.load_verify_locations(str(settings.ca_file))
         except OSError as error:
             raise UnusableFile("ca_file", _reason(error)) from error
@@ -84,6 +86,8 @@ def _new() -> ssl.SSLContext:
 
 def _show(context: ssl.SSLContext, pair: config.ClientCertificate) -> None:
     try:
+        check_plain(pair.certificate)
+        check_plain(pair.key)
         context.load_cert_chain(str(pair.certificate), str(pair.key), password=_no_password)
     except UnusableFile:
         raise

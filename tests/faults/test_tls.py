@@ -168,7 +168,7 @@ def test_key_that_becomes_a_pipe_keeps_nobody_waiting(start: Callable[..., Servi
     before = {pid for _, pid in service.workers(2).items()}
     os.rename(tls["key"], tmp_path / "kept")
     os.mkfifo(tls["key"])
-    eventually(lambda: any("is a pipe, not a file" in message for message in messages(service, "error")))
+    eventually(lambda: any("it is not a file" in message for message in messages(service, "error")))
     os.kill(min(before), signal.SIGKILL)
     eventually(lambda: set(service.workers(2).values()) - before)
     assert client.ask()

@@ -618,6 +618,10 @@ BAD: dict[str, tuple[str, list[str]]] = {
             "1:38: tls.key: expected a path, got none",
         ],
     ),
+    "file-is-a-device": (
+        upstream("ca_file: /dev/null"),
+        ['4:14: upstreams.r.io.ca_file: "/dev/null": is a pipe or a device, not a file'],
+    ),
     "file-is-a-folder": (upstream("ca_file: /"), ['4:14: upstreams.r.io.ca_file: "/": is a folder, not a file']),
     "file-below-a-file": (
         upstream("ca_file: mirror.yaml/x"),
@@ -864,8 +868,10 @@ def test_files_without_the_right_to_read_them() -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "secret")
-    config = load(tmp_path, upstream("credentials: {username: u, password_file: secret}"))
-    assert config.upstreams["r.io"].credentials == (Credentials(username="u", password_file=tmp_path / "secret"),)
+    assert problems(tmp_path, upstream("credentials: {username: u, password_file: secret}")) == [
+        "mirror.yaml:4:47: upstreams.r.io.credentials.password_file: is a pipe or a device, not a file; "
+        "expected the path of a file that holds the password"
+    ]
 
 
 def _bomb(leaf: str, level: str) -> str:
@@ -945,12 +951,11 @@ def test_what_is_said_about_a_password_in_the_place_of_its_file(tmp_path: Path) 
         "mirror.yaml:4:47: upstreams.r.io.credentials.password_file: no such file; "
         "expected the path of a file that holds the password"
     ]
-    assert problems(
-        tmp_path, upstream(f"credentials: {{username: u, password_file: /dev/null, password: {SECRET}}}")
-    ) == [
+    (tmp_path / "file").touch()
+    assert problems(tmp_path, upstream(f"credentials: {{username: u, password_file: file, password: {SECRET}}}")) == [
         "mirror.yaml:4:47: upstreams.r.io.credentials.password_file: is a second password; "
         "give password or password_file, not both",
-        "mirror.yaml:4:68: upstreams.r.io.credentials.password: a password is never written into this file; "
+        "mirror.yaml:4:63: upstreams.r.io.credentials.password: a password is never written into this file; "
         "give password_file, or ${NAME} of the environment",
     ]
 

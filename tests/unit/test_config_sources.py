@@ -309,7 +309,7 @@ def test_a_file_with_a_value_may_be_as_long_as_is_said(tmp_path: Path) -> None:
         ("workers_file: [a]\n", "1:15: workers_file: expected the path of a file that holds the value"),
         ("local_file: a\n", '1:1: local_file: unknown key; did you mean "local"?'),
         ("storage: {rooot_file: a}\n", '1:11: storage.rooot_file: unknown key; did you mean "root_file"?'),
-        ("tls: {client_ca_file: pipe, certificate: pipe, key: pipe}\n", None),
+        ("tls: {client_ca_file: pipe, certificate: file, key: file}\n", None),
         (
             "workers: 4\nworkers_file: pipe\n",
             "2:15: workers_file: gives workers a second time; give workers or workers_file, not both",
@@ -320,6 +320,7 @@ def test_a_file_with_a_value_may_be_as_long_as_is_said(tmp_path: Path) -> None:
 )
 def test_what_is_said_about_the_name_of_a_file(tmp_path: Path, loader: None, text: str, expected: str | None) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
     said = problems(tmp_path, text)
     assert said == [expected or '1:23: tls.client_ca_file: is not a file; did you mean "client_ca"?']
 

@@ -30,6 +30,7 @@ from mirror.server.board import Board, Phase, Ticks
 from mirror.server.certificates import watch
 from mirror.server.doors import Door, certificates, show_certificates
 from mirror.server.draining import drain, stop_listening
+from mirror.server.owner import still_owned
 from mirror.server.protocol import Runner
 from mirror.server.sockets import BACKLOG
 from mirror.worker import StartupError, WorkerContext
@@ -54,13 +55,15 @@ log = logging.getLogger(__name__)
 class Job:
     """What a worker needs from its parent.
 
-    index: its place in its generation, of so many workers; slot: the place where it counts. settle: called with the
-    configuration before anything else. sockets: to accept from, at each door. metrics: the folder. life, go: read ends
-    of pipes whose other ends only the parent has: when they end, the worker has to, or may listen. report: write end
-    of a pipe the parent reads. tick, look: seconds between two ticks, and between two looks at certificates.
+    owned: the lock of its root. index: its place in its generation, of so many workers; slot: the place where it
+    counts. settle: called with the configuration before anything else. sockets: to accept from, at each door. metrics:
+    the folder. life, go: read ends of pipes whose other ends only the parent has: when they end, the worker has to, or
+    may listen. report: write end of a pipe the parent reads. tick, look: seconds between two ticks, and between two
+    looks at certificates.
     """
 
     config: Config
+    owned: int
     build_app: AppFactory
     settle: Callable[[Config], None]
     index: int
@@ -169,7 +172,10 @@ class _Runners:
 
 async def _prepare(job: Job, context: WorkerContext) -> _Runners:
     """Do everything that can fail before somebody is answered."""
+    root = job.config.storage.root
     try:
+        if not still_owned(root, job.owned):
+            raise StartupError(f"{root} is no longer the folder the service was started with; put that back")
         app = await job.build_app(job.config, context)
         clients, administrators = await _runner(app), None
         if any(door.admin for door, _ in job.sockets):

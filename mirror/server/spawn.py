@@ -28,12 +28,15 @@ log = logging.getLogger("mirror.server")
 class Common:
     """What all workers have in common, whatever their configuration.
 
-    build_app, settle: see ``child.Job``. folder: of the metrics; counts: those of the parent. hang_limit: seconds
-    without a tick after which a worker is killed. look: seconds between two looks at certificates.
+    build_app, settle: see ``child.Job``. root: the folder as no link in its path can change it; owned: its lock.
+    folder: of the metrics; counts: those of the parent. hang_limit: seconds without a tick after which a worker is
+    killed. look: seconds between two looks at certificates.
     """
 
     build_app: child.AppFactory
     settle: Callable[[Config], None]
+    root: Path
+    owned: int
     board: Board
     folder: Path
     counts: ParentMetrics
@@ -64,6 +67,11 @@ def spawn(common: Common, generation: Generation, slot: Slot, others: Iterable[G
     slot.worker = Worker(pid=pid, report=report, started=time.monotonic())
 
 
+def _in(root: Path, config: Config) -> Config:
+    """Return a configuration with another root."""
+    return config.model_copy(update={"storage": config.storage.model_copy(update={"root": root})})
+
+
 def _be_worker(
     common: Common,
     generation: Generation,
@@ -86,7 +94,8 @@ def _be_worker(
             reservation.close(keep=own)
         code = child.run(
             child.Job(
-                config=generation.config,
+                config=_in(common.root, generation.config),
+                owned=common.owned,
                 build_app=common.build_app,
                 settle=common.settle,
                 index=slot.index,

@@ -73,6 +73,8 @@ def serve(
         common = Common(
             build_app=build_app,
             settle=settle,
+            root=root.resolve(),
+            owned=owned,
             board=Board(),
             folder=folder,
             counts=counts,

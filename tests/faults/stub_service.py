@@ -45,6 +45,7 @@ async def build_app(config: Config, worker: WorkerContext) -> web.Application:
                 "slot": worker.slot,
                 "workers": worker.workers,
                 "leading": worker.leading,
+                "root": str(config.storage.root),
                 "mark": config.names[0] if config.names else None,
                 "secure": request.secure,
             }

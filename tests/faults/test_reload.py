@@ -313,6 +313,27 @@ def test_root_whose_path_leads_elsewhere_now_is_refused(run: Callable[..., Reloa
     running.reload(storage={"root": str(link)})
 
 
+def test_whoever_replaces_a_dead_worker_has_the_folder_of_the_others(
+    run: Callable[..., Reloadable], tmp_path: Path
+) -> None:
+    link, one = tmp_path / "link", tmp_path / "one"
+    link.symlink_to(one)
+    one.mkdir()
+    running = run(config={"workers": 1, "storage": {"root": str(link)}})
+    shutil.copytree(one, tmp_path / "two")
+    link.unlink()
+    link.symlink_to(tmp_path / "two")
+    [before] = running.workers()
+    os.kill(before, signal.SIGKILL)
+    after = eventually(running.service.who)
+    assert after["pid"] != before
+    assert after["root"] == str(one)
+    one.rename(tmp_path / "away")
+    os.kill(after["pid"], signal.SIGKILL)
+    assert running.service.wait() == 1
+    assert "one is no longer the folder the service was started with; put that back" in running.service.said
+
+
 def test_what_cannot_be_had_is_refused(run: Callable[..., Reloadable]) -> None:
     running = run()
     before, descriptors = running.workers(), len(os.listdir(f"/proc/{running.pid}/fd"))

@@ -58,17 +58,23 @@ def _listeners(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _upstreams(loaded: Loaded) -> Iterator[Problem]:
-    """Find authorities and client certificates that cannot be used."""
+    """Find authorities, client certificates and logins that cannot be used."""
     from yarl import URL
 
     from mirror.upstream.chain import as_upstream
+    from mirror.upstream.credentials import examine
     from mirror.upstream.tls import UnusableFile, load_contexts
 
     def problems(settings: Upstream, path: tuple[str | int, ...]) -> Iterator[Problem]:
+        url = URL(settings.url.replace("{host}", "host.invalid"))
+        for at, credentials in enumerate(settings.credentials):
+            if found := examine(credentials, url):
+                setting, why = found
+                yield loaded.problem((*path, "credentials", at, setting), f"cannot be used: {why}")
         if settings.ca_file is None and settings.client_certificate is None:
             return
         try:
-            load_contexts(settings, URL(settings.url.replace("{host}", "host.invalid")))
+            load_contexts(settings, url)
         except UnusableFile as error:
             first = "certificate" if error.setting == "client_certificate" else None
             where = (*path, error.setting, first) if first else (*path, error.setting)

@@ -14,8 +14,7 @@ from mirror.doctor.certificates import judge_time
 from mirror.doctor.finding import Finding, Outcome, ok, problem, warning
 from mirror.doctor.threads import in_thread
 from mirror.upstream.chain import as_upstream
-from mirror.upstream.credentials import account_of
-from mirror.upstream.logins import LoginFailed
+from mirror.upstream.credentials import examine
 from mirror.upstream.tls import UnusableFile, load_contexts
 
 NAME = "upstream settings"
@@ -26,8 +25,7 @@ async def look(case: Case) -> Sequence[Finding]:
     found: list[Finding] = []
     for name, settings in case.config.upstreams.items():
         for who, place, one in hosts(name, settings):
-            found += await in_thread(lambda who=who, place=place, one=one: list(_files(who, place, one)))
-            found += await _logins(who, place, one)
+            found += await in_thread(lambda each=(who, place, one): [*_files(*each), *_logins(*each)])
     return found or [ok(NAME, "their files are there and can be used", upstreams=len(case.config.upstreams))]
 
 
@@ -64,18 +62,9 @@ def _files(who: str, place: str, settings: config.Upstream) -> Iterator[Finding]
                 yield kind(NAME, judged.text, f"{judged.advice}: {place}.{setting}", **judged.facts)
 
 
-async def _logins(who: str, place: str, settings: config.Upstream) -> list[Finding]:
+def _logins(who: str, place: str, settings: config.Upstream) -> Iterator[Finding]:
     """Read the logins that are in files; helpers are programs that may ask others."""
-    found = []
     for credentials in settings.credentials:
-        if credentials.password_file is None:
-            continue
-        account = account_of(credentials, URL(settings.url.replace("{host}", "host.invalid")))
-        try:
-            await account.login()
-        except LoginFailed as failed:
-            text, _, _ = failed.message.rpartition("; ")
-            found.append(problem(NAME, f"{who}: {text}", f"correct {place}.{account.setting}"))
-        finally:
-            await account.close()
-    return found
+        if found := examine(credentials, URL(settings.url.replace("{host}", "host.invalid"))):
+            setting, why = found
+            yield problem(NAME, f"{who}: its {setting} cannot be used: {why}", f"correct {place}.credentials.{setting}")

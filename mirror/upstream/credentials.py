@@ -65,6 +65,24 @@ def account_of(credentials: config.Credentials, url: URL, *, clock: Callable[[],
     return PasswordFile(credentials.username or "", credentials.password_file)
 
 
+def examine(credentials: config.Credentials, url: URL) -> tuple[str, str] | None:
+    """Say which file of an account cannot be used now, by its setting, and why; None when it can. Blocks.
+
+    url: of the registry. No helper is asked.
+    """
+    if credentials.password_file is not None:
+        try:
+            _password(credentials.password_file)
+        except _Unreadable as error:
+            return "password_file", str(error)
+    if credentials.docker_config is not None:
+        try:
+            docker_config.find(_contents(credentials.docker_config), url)
+        except (_Unreadable, docker_config.Malformed) as error:
+            return "docker_config", str(error)
+    return None
+
+
 class FixedPassword:
     """An ``Account``: a user and a password that stay what they are; both come from the settings."""
 
@@ -97,13 +115,11 @@ class PasswordFile:
     async def login(self) -> Login | None:
         """Return user and password. Raises: LoginFailed."""
         try:
-            raw = await asyncio.to_thread(_contents, self._path)
-            return Password(self.label, raw.decode().rstrip("\r\n"))
-        except UnicodeDecodeError:
-            problem = "it is not UTF-8"  # and the error holds all of it
+            return Password(self.label, await asyncio.to_thread(_password, self._path))
         except _Unreadable as error:
-            problem = str(error)
-        raise LoginFailed(f"the password of {self.label!r} cannot be read ({problem}); check {self.setting}")
+            raise LoginFailed(
+                f"the password of {self.label!r} cannot be read ({error}); check {self.setting}"
+            ) from None
 
     def refused(self) -> None:
         """Do nothing: the file is read each time."""
@@ -207,6 +223,16 @@ class DockerConfig:
 
 class _Unreadable(Exception):
     """A file cannot be read. The text says why."""
+
+
+def _password(path: Path) -> str:
+    try:
+        password = _contents(path).decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise _Unreadable("it is not UTF-8") from None  # the cause holds all of it
+    if not password:
+        raise _Unreadable("it is empty")
+    return password
 
 
 def _contents(path: Path) -> bytes:

@@ -384,8 +384,18 @@ def test_files_of_upstreams_that_cannot_be_used(authority: Authority, tmp_path: 
         ),
         (
             {"credentials": {"username": "ci", "password_file": tmp_path / "gone"}},
-            "the password of 'ci' cannot be read (No such file or directory)",
+            "its password_file cannot be used: No such file or directory",
             f"correct {place}.credentials.password_file",
+        ),
+        (
+            {"credentials": {"username": "ci", "password_file": tmp_path / "empty"}},
+            "its password_file cannot be used: it is empty",
+            f"correct {place}.credentials.password_file",
+        ),
+        (
+            {"credentials": {"docker_config": tmp_path / "empty"}},
+            "its docker_config cannot be used: it is not JSON",
+            f"correct {place}.credentials.docker_config",
         ),
         (
             {"mirrors": [{"url": "https://near", "ca_file": tmp_path / "empty"}]},

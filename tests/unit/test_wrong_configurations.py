@@ -344,6 +344,25 @@ upstreams:
     client_certificate: {certificate: tls.crt, key: other.key}
 -> 4:39: upstreams.r.corp.client_certificate.certificate: cannot be used: key values mismatch
 
+== password in an empty file
+upstreams:
+  r.corp:
+    url: https://r.corp
+    credentials: {username: ci, password_file: empty}
+-> 4:48: upstreams.r.corp.credentials.password_file: cannot be used: it is empty
+-> warning: upstream r.corp: what its credentials can read, clients read without logging in; set access.htpasswd_file and anonymous: none, or take the credentials away
+
+== docker config that is none, and one without an entry
+upstreams:
+  r.corp:
+    url: https://r.corp
+    credentials: [{username: ci, password_file: hub}, {docker_config: hub}]
+    mirrors:
+      - url: https://near
+        credentials: {docker_config: empty.json}
+-> 4:71: upstreams.r.corp.credentials[1].docker_config: cannot be used: it is not JSON
+-> warning: upstream r.corp: what its credentials can read, clients read without logging in; set access.htpasswd_file and anonymous: none, or take the credentials away
+
 == users missing
 access:
   htpasswd_file: no-such
@@ -450,6 +469,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair.private_key_pem.write_to_path(str(folder / "tls.key"))
     other.private_key_pem.write_to_path(str(folder / "other.key"))
     (folder / "hub").write_text(f"{SECRET}\n")
+    (folder / "empty").touch()
+    (folder / "empty.json").write_text("{}")
     (folder / "md5").write_text("ci:$apr1$x$y\n")
     return folder
 

@@ -130,7 +130,8 @@ def _report(file: Path | None, problems: list[Problem] | tuple[Problem, ...], wa
     found = {
         "file": str(file) if file else None,
         "ok": not problems,
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [str(problem) for problem in problems],  # lines, as with every command
+        "places": [asdict(problem) for problem in problems],
         "warnings": warnings,
     }
     return json.dumps(found, indent=2, ensure_ascii=False)

@@ -114,7 +114,13 @@ def test_what_is_seldom_meant_is_a_warning() -> None:
     assert result.stderr.splitlines() == [f"warning: {line}" for line in expected]
     found = run("check", "mirror.yaml", "--json")
     assert found.exit_code == 0
-    assert json.loads(found.stdout) == {"file": "mirror.yaml", "ok": True, "problems": [], "warnings": expected}
+    assert json.loads(found.stdout) == {
+        "file": "mirror.yaml",
+        "ok": True,
+        "problems": [],
+        "places": [],
+        "warnings": expected,
+    }
     write("access: {htpasswd_file: nobody}\n")
     assert run("check", "mirror.yaml").stderr == (
         "warning: access.htpasswd_file: has no users, so nobody can log in; make its lines by htpasswd -B\n"
@@ -128,7 +134,8 @@ def test_problems_as_json() -> None:
     assert json.loads(result.stdout) == {
         "file": "mirror.yaml",
         "ok": False,
-        "problems": [
+        "problems": result.stderr.splitlines(),
+        "places": [
             {
                 "file": "mirror.yaml",
                 "line": 2,

@@ -244,7 +244,9 @@ def _show_pull(screen: Screen, found: Explained) -> None:
         least = f"{plural(pull.manifests, 'manifest')}, and what is named there; of that nothing is known yet"
         screen.field("fetches", f"at least {least}")
     if found.upstream is not None:
-        screen.field("counts", f"{plural(pull.counted, 'request')} against a pull quota")
+        limited = any(account.limit is not None for account in found.upstream.about.accounts)
+        against = "the pull quota" if limited else "a pull quota, if it has one"
+        screen.field("counts", f"{plural(pull.counted, 'request')} against {against}")
         if not found.answer.asks and (pull.manifests or pull.blobs):
             screen.field("when down", "what it fetches cannot be had")
     if pull.problem is not None:

@@ -182,6 +182,17 @@ def test_explain_says_what_would_be_done(config: Path, image: Image, hub: FakeUp
     assert "hunter2" not in done.output
 
 
+def test_explain_knows_of_a_quota_when_it_has_been_seen(config: Path, hub: FakeUpstream) -> None:
+    hub.add_image("team/app", "v1", (100,))
+    explain = ("explain", f"{UP}/team/app:v2", "--config", config)
+    assert run("pull", f"{UP}/team/app:v1", "--config", config).exit_code == 0
+    assert line(run(*explain), "counts") == "counts     1 request against a pull quota, if it has one"
+    hub.fault("/manifests/", headers={"RateLimit-Limit": "100;w=21600", "RateLimit-Remaining": "98;w=21600"})
+    hub.add_image("team/app", "v3", (100,))
+    assert run("pull", f"{UP}/team/app:v3", "--config", config).exit_code == 0
+    assert line(run(*explain), "counts") == "counts     1 request against the pull quota"
+
+
 def test_explain_asks_only_when_told_to(config: Path, image: Image, hub: FakeUpstream) -> None:
     done = run("explain", f"{UP}/{image.repo}:v1", "--config", config, "--ask")
     assert done.exit_code == 0, done.output

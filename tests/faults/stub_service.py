@@ -1,7 +1,7 @@
 """A service of real processes around a small application, for tests: ``python stub_service.py '<json>'``.
 
-Settings: config (as of ``Config``), reload (the file that SIGHUP has it read), hang_limit, look_every, level, and how
-it is to fail at its start: refuse, crash.
+Settings: config (as of ``Config``), reload (the file that SIGHUP has it read), hang_limit, look_every, longest_end (of
+workers of an earlier configuration, in seconds), level, and how it is to fail at its start: refuse, crash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiohttp import web
 from mirror.api.keys import ADMIN
 from mirror.config import Config, load_config
 from mirror.logs import level_of, setup_logging
-from mirror.server import serve
+from mirror.server import generations, serve
 from mirror.worker import StartupError, WorkerContext
 
 SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
@@ -121,6 +121,7 @@ def reload() -> Config:
 
 
 if __name__ == "__main__":
+    generations.LONGEST_END = SETTINGS.get("longest_end", generations.LONGEST_END)
     setup_logging(level=level_of(SETTINGS.get("level", "info")))
     try:
         sys.exit(

@@ -264,6 +264,19 @@ def test_clients_that_take_their_time_do_not_pile_up_workers(run: Callable[..., 
     assert running.count("workers of more than") == 2
 
 
+def test_what_takes_longer_than_workers_of_before_may_have_is_cut_off(
+    run: Callable[..., Reloadable], tmp_path: Path
+) -> None:
+    running = run(longest_end=1.0, config={"workers": 1})
+    with slow(running.service, tmp_path / "gate") as response:
+        [before] = running.workers()
+        running.reload("second", workers=1)
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+    eventually(lambda: before not in running.workers())
+    assert running.mark() == "second"
+
+
 # ---- refusing ----
 
 

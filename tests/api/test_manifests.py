@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -632,6 +634,13 @@ async def test_shared_children_are_confirmed_in_the_background(
         assert private.count("GET", f"x/y/blobs/{second.layers[0]}") == 0
 
 
+def confirmed(root: Path, name: str) -> set[str]:
+    """Return what a repository of the upstream may read."""
+    with contextlib.closing(sqlite3.connect(root / "metadata.db")) as database:
+        found = database.execute("SELECT digest FROM link WHERE repository = ?", (f"up|{name}",))
+        return {digest for (digest,) in found}
+
+
 async def test_shared_images_of_an_index_are_confirmed_with_their_blobs(
     tmp_path: Path, private: FakeUpstream, hub: FakeUpstream, root: Path
 ) -> None:
@@ -648,7 +657,7 @@ async def test_shared_images_of_an_index_are_confirmed_with_their_blobs(
         wanted = {f"HEAD manifests/{images[0].digest}", *(f"HEAD blobs/{digest}" for digest in images[0].blobs)}
         await until(lambda: wanted <= set(requests(private)), "confirmed")
         assert not any(images[1].digest in line for line in requests(private))
-        await asyncio.sleep(0.05)
+        await until(lambda: {images[0].digest, *images[0].blobs} <= confirmed(root, "x/y"), "it is noted")
         await private.stop()
         await pull(worker, index, "up/x/y")
         await get_image(worker, images[0], "up/x/y")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fake_upstream import FakeUpstream, Gate, digest_of, random_bytes
 from tests.harness import Mirror, make_config, mirror, mirrors
-from tests.images import NAME, Clock, blob_path, config_for, manifest_path, pull_and_keep
+from tests.images import NAME, Clock, blob_path, config_for, manifest_path, pull_and_keep, until
 
 
 async def read(one: Mirror, name: str) -> dict[tuple[str, ...], float]:
@@ -128,18 +129,20 @@ async def test_why_an_upstream_was_needed(tmp_path: Path, hub: FakeUpstream, clo
 # ---- downloads ----
 
 
-async def test_who_joins_a_download_is_counted_in_every_process(tmp_path: Path, hub: FakeUpstream) -> None:
+async def test_who_joins_a_download_is_counted_in_every_process(
+    tmp_path: Path, hub: FakeUpstream, joined: Callable[[], int]
+) -> None:
     gate = Gate()
     digest = hub.add_random_blob(NAME, 300_000)
     hub.fault("/blobs/", gate=gate, gate_at=100_000)
     async with mirrors(config_for(tmp_path, hub), 2) as (one, other):
         first = asyncio.create_task(one.get(blob_path(digest)))
         await gate.reached()
-        joined = [asyncio.create_task(worker.get(blob_path(digest))) for worker in (one, other, other)]
+        others = [asyncio.create_task(worker.get(blob_path(digest))) for worker in (one, other, other)]
         await read_until(other, "mirror_downloads_in_flight", {(): 1})
-        await asyncio.sleep(0.2)  # the others come, by chance or by now
+        await until(lambda: joined() == 4, "the others have come")
         gate.open()
-        answers = await asyncio.gather(first, *joined)
+        answers = await asyncio.gather(first, *others)
         assert [len(answer.body) for answer in answers] == [300_000] * 4
         await read_until(one, "mirror_download_followers_total", {("up",): 3})
         await read_until(one, "mirror_downloads_total", {("completed", "up"): 1})

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,7 @@ async def test_bytes_an_anonymous_upstream_began_and_a_private_one_ended_are_not
 # ---- errors belong to a repository ----
 
 
-async def test_a_client_gets_its_own_upstreams_error(world: World) -> None:
+async def test_a_client_gets_its_own_upstreams_error(world: World, joined: Callable[[], int]) -> None:
     """Both upstreams fail after the headers: neither client learns the other's repository, user or status."""
     data = random_bytes(50_000, 5)
     digest = world.private.add_blob(SECRET, data)
@@ -273,7 +273,7 @@ async def test_a_client_gets_its_own_upstreams_error(world: World) -> None:
         open_one = asyncio.create_task(worker.get(blob_path(digest, "public/open/app")))
         await gate.reached()
         secret_one = asyncio.create_task(worker.get(blob_path(digest, ME)))
-        await asyncio.sleep(0.2)  # it joins: nothing shows that it has
+        await until(lambda: joined() == 2, "it joins")
         gate.open()
         answer = await open_one
         assert answer.status == 503, answer
@@ -324,7 +324,7 @@ async def test_a_tag_with_other_bytes_than_it_says_opens_no_manifest(world: Worl
         assert (await worker.get(manifest_path(image.digest, "evil/x"))).status == 404
 
 
-async def test_headers_of_an_anonymous_upstream_make_nothing_public(world: World) -> None:
+async def test_headers_of_an_anonymous_upstream_make_nothing_public(world: World, joined: Callable[[], int]) -> None:
     """It says it has the blob and sends nothing of it; the private one does. Who came meanwhile gets its own 404."""
     data = random_bytes(MIB, 5)
     digest = world.private.add_blob(SECRET, data)
@@ -336,9 +336,9 @@ async def test_headers_of_an_anonymous_upstream_make_nothing_public(world: World
         liar = Client(worker.url + blob_path(digest, "evil/x"))
         await gate.reached()
         guest = Client(worker.url + blob_path(digest, "public/other"))
-        await asyncio.sleep(0.1)
+        await until(lambda: joined() == 2, "a guest comes")
         owner = Client(worker.url + blob_path(digest, ME))
-        await asyncio.sleep(0.1)
+        await until(lambda: joined() == 3, "and the owner")
         gate.open()
         for client in (liar, guest, owner):
             async with asyncio.timeout(20):

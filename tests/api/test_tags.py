@@ -248,7 +248,7 @@ async def test_a_slow_check_is_waited_for_only_so_long_and_its_result_is_used(
 
         while not is_image(await next_answer(), new):
             assert is_image(seen[-1], old)
-            assert len(seen) < 200, "the result of the check was not used"
+            assert len(seen) < 1000, "the result of the check was not used"
             await asyncio.sleep(0.01)
         assert warning(seen[-1]) is None
         assert requests(hub) == ["HEAD manifests/v1", f"GET manifests/{new.digest}"]
@@ -509,7 +509,7 @@ async def test_a_moved_tag_whose_new_manifest_is_slow_answers_the_one_before_mea
         gate.open()
         await kept(root, new.digest)
         for worker in workers:
-            for _ in range(100):
+            for _ in range(1000):
                 answer = await worker.get(V1)
                 if is_image(answer, new):
                     break

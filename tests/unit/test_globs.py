@@ -102,6 +102,6 @@ SLOW = [
 def test_no_name_takes_long(glob: str, name: str) -> None:
     """Going back over the places of all these stars would take longer than anybody has."""
     found = compile_glob(glob)
-    began = time.perf_counter()
+    began = time.process_time()
     assert not found.fullmatch(name)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -166,6 +166,6 @@ def test_an_error_says_by_which_rule(name: str, rules: Any, asked: Any, said: st
 
 def test_no_name_and_no_tag_takes_long() -> None:
     rules = rules_of(allow=["a*" * 60 + "b", "**/*a*a*a*a*a*b", "**:" + "a*" * 30 + "b"])
-    began = time.perf_counter()
+    began = time.process_time()
     assert not may(rules, "a" * 255, Tag("a" * 128))
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -35,9 +35,9 @@ def test_whether_a_request_has_been_here(text: str, named: bool) -> None:
 
 @pytest.mark.parametrize("text", ["a/" * 4000, "a" * 8000, "1.1 " * 2000, "," * 8000])
 def test_a_long_via_is_read_at_once(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert not via.names(text, ME)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 0.5
 
 
 def test_our_own_name_goes_behind_what_was_received() -> None:

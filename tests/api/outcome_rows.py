@@ -99,7 +99,7 @@ class Row:
     begin: makes the trouble. before: what is so from the start. none: status with nothing kept. stale: what a stale
     answer becomes, "old" (with a warning), "new" or "gone". costs: how often the question is asked; more: what is
     asked besides. arrives: whether a request gets there. but: what is different in cells, None for those that there
-    are not. within: seconds.
+    are not.
     """
 
     begin: Callable[[Stage], Awaitable[None]]
@@ -115,7 +115,6 @@ class Row:
     retry_after: int | None = None
     says: str = ""
     but: But = field(default_factory=dict)
-    within: float = 20.0
 
     def expected(self, cell: Cell) -> Outcome | None:
         """Return what a cell is to be; None when there is no such cell."""
@@ -631,7 +630,6 @@ ROWS: dict[str, Row] = {
         costs=0,
         retry_after=SOME,
         says="left alone",
-        within=1.0,
         decides=Deciding(what="Breaker.enter", away=breakers_let_all_through),
     ),
     "over the limit": Row(
@@ -736,7 +734,6 @@ ROWS: dict[str, Row] = {
         none=503,
         costs=0,
         says="offline",
-        within=1.0,
         decides=Deciding(what="Chain._check_online", away=nobody_is_offline),
     ),
 }

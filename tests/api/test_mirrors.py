@@ -156,11 +156,10 @@ async def test_whatever_a_mirror_does_the_clients_get_the_right_bytes(
     digest = image.layers[0] if kind == "blob" else image.digest
     path, data = (blob_path(digest), image.blobs[digest]) if kind == "blob" else (manifest_path(digest), image.raw)
     FAILURES[failure](near, digest)
-    began = time.monotonic()
-    async with mirrors(config_for(tmp_path, hub, mirrors=behind(near), timeouts=QUICK), 4) as workers:
+    limits = {"timeouts": QUICK} if failure == "hangs" else {}
+    async with mirrors(config_for(tmp_path, hub, mirrors=behind(near), **limits), 4) as workers:
         answers = await asyncio.gather(*(workers[n % 4].get(path) for n in range(12)))
         assert [(answer.status, answer.body == data) for answer in answers] == [(200, True)] * 12, answers
-        assert time.monotonic() - began < 15
         await kept(root, digest)
         assert (near.count("GET", digest), hub.count("GET", digest)) == REPEATS.get(f"{kind}-{failure}", (1, 1))
         assert cached(root) == [digest.partition(":")[2]]

@@ -26,6 +26,11 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> 
     return value
 
 
+def whole_lines(log: Path, start: int = 0) -> list[dict[str, Any]]:
+    """Return the lines of a log, in JSON, from a place on. One that is being written is not there yet."""
+    return [json.loads(line) for line in log.read_bytes()[start:].split(b"\n")[:-1]]
+
+
 class Service:
     """One running service. url: where it answers; to be given when it is not told to say so."""
 
@@ -40,11 +45,8 @@ class Service:
 
         def listening() -> str | None:
             assert self._process.poll() is None, log.read_text()
-            for line in log.read_bytes()[start:].splitlines():
-                message = json.loads(line).get("message", "")
-                if message.startswith("listening on "):
-                    return str(message.split()[2])
-            return None
+            messages = (line.get("message", "") for line in whole_lines(log, start))
+            return next((str(one.split()[2]) for one in messages if one.startswith("listening on ")), None)
 
         self.netloc = (url or wait_until(listening, "the service listens")).removeprefix("http://")
         self.url = f"http://{self.netloc}"
@@ -57,6 +59,10 @@ class Service:
             return self.get("/healthz")[0] == 200
         except OSError:
             return False
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what it has logged."""
+        return whole_lines(self.log)
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""

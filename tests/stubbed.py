@@ -80,7 +80,9 @@ class Service:
 
     @property
     def said(self) -> str:
-        return self._log.read_text()
+        """What it has said: whole lines, not one that is being written."""
+        text = self._log.read_text()
+        return text[: text.rfind("\n") + 1]
 
     def messages(self) -> list[str]:
         return [json.loads(line).get("message", "") for line in self.said.splitlines() if line.startswith("{")]

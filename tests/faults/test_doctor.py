@@ -94,7 +94,7 @@ def test_a_service_that_hangs(running: tuple[Service, Path], monkeypatch: pytest
 
 def test_a_service_with_other_addresses(running: tuple[Service, Path], tmp_path: Path) -> None:
     started, file = running
-    (tmp_path / "other.yaml").write_text(file.read_text().replace(started.netloc, "127.0.0.2:47999"))
+    (tmp_path / "other.yaml").write_text(file.read_text().replace(started.netloc, "127.0.0.2:27999"))
     (found,) = looked(ports, tmp_path / "other.yaml")
     assert found.outcome is Outcome.WARNING
     assert found.text.startswith(f"free, although pid {started.pid} (")
@@ -170,22 +170,25 @@ from pathlib import Path
 from mirror.cli import main
 from mirror.store import trial
 
+reached, gate = map(Path, sys.argv[1:3])
+
 def ask(folder):
-    Path(sys.argv[1]).touch()
-    time.sleep(0.3)
+    reached.touch()
+    while not gate.exists():
+        time.sleep(0.01)
     return {"flock": True, "lease": True, "map": True}
 
 trial._ask_another = ask
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     """It comes while the disk is tried, with a folder in it."""
-    disk, reached = tmp_path / "disk", tmp_path / "reached"
+    disk, reached, gate = tmp_path / "disk", tmp_path / "reached", tmp_path / "gate"
     disk.mkdir()
-    command = [sys.executable, "-c", SLOW, str(reached), "doctor", "--offline", "--root", str(disk)]
+    command = [sys.executable, "-c", SLOW, str(reached), str(gate), "doctor", "--offline", "--root", str(disk)]
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
     try:
         process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -195,6 +198,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
         wait_until(reached.exists, "the disk is tried")
         assert [path.name.startswith(".doctor-") for path in disk.iterdir()] == [True]
         process.send_signal(number)
+        gate.touch()
         out, said = process.communicate(timeout=30)
     finally:
         process.kill()

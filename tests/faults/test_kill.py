@@ -153,7 +153,6 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, hub: FakeUps
     """Each life gets a little further; what is stored in the end is right, and every life began where one ended."""
     digest = hub.add_random_blob(NAME, SIZE)
     path = f"/v2/{NAME}/blobs/{digest}"
-    hub.rate = 16 * MIB
     config = write_config(tmp_path, {"up": {"url": hub.url}}, workers=2)
     root = tmp_path / "root"
 
@@ -161,13 +160,13 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, hub: FakeUps
         return max((part.stat().st_size for part in root.glob("ingest/sha256/*.part")), default=0)
 
     for life in range(4):
+        hub.fault(digest, times=1, gate=Gate(), gate_at=2 * MIB)  # no life gets further than that
         with service(config) as running:
             before = written()
             client = ask_in_background(running, path)
             wait_until(lambda before=before: written() > before + MIB, f"life {life} gets further")
             running.kill()
             client.join(30)
-    hub.rate = None
     with service(config) as last:
         assert digest_of(last.get(path)[1]) == digest
     starts = [

@@ -61,10 +61,11 @@ def test_a_root_is_looked_at_while_it_is_served_and_after_a_kill(tmp_path: Path)
             for digest in image.blobs:
                 assert running.get(f"/v2/{UP}/team/app/blobs/{digest}")[0] == 200
             wait_until(lambda: pulls(config) == PULLS, "the pulls that four processes counted are written", 30)
+            blobs = lambda: look(config, "stats")["content"]["sources"][0]["amount"]["blobs"]  # noqa: E731
+            wait_until(lambda: blobs() == 2, "what clients have had is kept a moment later")
             found = look(config, "stats")
             assert f"pid {running.pid} " in found["service"]
             assert found["counted"]["misses"] + found["counted"]["hits"] == PULLS + 3
-            assert found["content"]["sources"][0]["amount"]["blobs"] == 2
             explained = look(config, "explain", f"{UP}/team/app:1")
             assert explained["answer"]["digest"] == image.digest
             assert explained["pull"]["bytes"] == 0

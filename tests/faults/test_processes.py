@@ -387,10 +387,17 @@ def test_last_workers_of_a_parent_that_is_gone_are_waited_for(tmp_path: Path, mo
     assert waits
 
 
-def test_sigterm_unready_then_draining_then_gone(start: Callable[..., Service], tmp_path: Path) -> None:
-    service = start(config={"workers": 2, "shutdown_delay": 1.5}).ready()
-    service.workers(2)
+def test_sigterm_makes_it_unready_for_a_while(start: Callable[..., Service]) -> None:
+    service = start(config={"workers": 2, "shutdown_delay": 600}).ready()
     assert service.ask("/readyz")[0] == 200
+    service.signal(signal.SIGTERM)
+    eventually(lambda: any(message.startswith("SIGTERM") for message in service.messages()))
+    assert {service.ask("/readyz")[0] for _ in range(12)} == {503}  # each over a new connection: both workers
+    assert service.ask("/healthz") == (200, b"ok")
+
+
+def test_sigterm_then_draining_then_gone(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(config={"workers": 2, "shutdown_delay": 0.3}).ready()
     gate = tmp_path / "gate"
     with contextlib.closing(service.open()) as running, contextlib.closing(service.open()) as idle:
         running.request("GET", f"/slow?until={gate}")
@@ -399,10 +406,8 @@ def test_sigterm_unready_then_draining_then_gone(start: Callable[..., Service], 
         idle.request("GET", "/healthz")
         idle.getresponse().read()
         service.signal(signal.SIGTERM)
-        eventually(lambda: any(message.startswith("SIGTERM") for message in service.messages()))
-        assert {service.ask("/readyz")[0] for _ in range(12)} == {503}  # each over a new connection: both workers
-        assert service.ask("/healthz") == (200, b"ok")
         eventually(lambda: any(message.startswith("draining") for message in service.messages()))
+        assert [message.partition(":")[0] for message in service.messages()[1:]] == ["SIGTERM", "draining"]
         eventually(lambda: service.try_ask("/healthz") is None)  # not accepting any more
         assert idle.sock is not None
         assert idle.sock.recv(1) == b""  # nothing to wait for there

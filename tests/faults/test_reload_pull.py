@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from tests.service import Service, service, wait_until, write_config
 MIB = 1024 * 1024
 SIZE = 8 * MIB
 NAME = "team/app"
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,24 +31,20 @@ def hub() -> Iterator[FakeUpstream]:
         yield fake
 
 
-def said(running: Service) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in running.log.read_text().splitlines()]
-
-
 def reload(running: Service, expected: str) -> dict[str, Any]:
     """Have the configuration read again; return the line that says what came of it."""
-    before = len(said(running))
+    before = len(running.lines())
     os.kill(running.pid, signal.SIGHUP)
 
     def found() -> dict[str, Any] | None:
-        return next((line for line in said(running)[before:] if line.get("message", "").startswith(expected)), None)
+        return next((line for line in running.lines()[before:] if line.get("message", "").startswith(expected)), None)
 
     line: dict[str, Any] = wait_until(found, expected)
     return line
 
 
 class Pull(threading.Thread):
-    """Pulls a blob in the background."""
+    """Pulls a blob in the background. begun: its answer has begun."""
 
     def __init__(self, running: Service, path: str) -> None:
         super().__init__()
@@ -56,12 +52,15 @@ class Pull(threading.Thread):
         self._connection = http.client.HTTPConnection(host, int(port), timeout=60)
         self._path = path
         self.body = b""
+        self.begun = threading.Event()
         self.start()
 
     def run(self) -> None:
         try:
             self._connection.request("GET", self._path)
-            self.body = self._connection.getresponse().read()
+            response = self._connection.getresponse()
+            self.begun.set()
+            self.body = response.read()
         except (OSError, ValueError, http.client.HTTPException):
             pass  # it left
         finally:
@@ -94,6 +93,8 @@ def test_downloads_go_on_led_by_an_old_worker_and_followed_by_new_ones(tmp_path:
         reload(running, "the configuration is reloaded")
         assert running.get(f"/v2/{NAME}/tags/list?ns=other")[0] == 200
         second = [Pull(running, path) for path in paths]
+        for pull in second:
+            assert pull.begun.wait(20), "it has joined"
         first[1].leave()
         wait_until(lambda: len(running.workers()) == 2 + len(set(leaders)), "workers that lead nothing are gone")
         assert [running.leader_of(digest) for digest in digests] == leaders
@@ -124,17 +125,38 @@ def test_users_file_that_cannot_be_used_is_refused(tmp_path: Path, hub: FakeUpst
         assert '\nmirror_config_reloads_total{result="failure"} 1.0' in text
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+import mirror.server
+from mirror.cli import main
+
+reached, gate = map(Path, sys.argv[1:3])
+
+def held(*arguments, real=mirror.server.serve, **more):
+    reached.touch()
+    while not gate.exists():
+        time.sleep(0.01)
+    return real(*arguments, **more)
+
+mirror.server.serve = held
+main(sys.argv[3:])
+"""
+"""The command, held where it has read its configuration and does not hear signals yet."""
+
+
 def test_what_comes_while_it_starts_is_done_when_it_has_started(tmp_path: Path) -> None:
     config = write_config(tmp_path, {"hub.example": {"url": "http://127.0.0.1:9"}}, workers=1)
-    log = tmp_path / "log"
+    log, reached, gate = tmp_path / "log", tmp_path / "reached", tmp_path / "gate"
+    command = [sys.executable, "-c", HELD, str(reached), str(gate), "serve", "--config", str(config)]
     with log.open("wb") as output:
-        starting = subprocess.Popen(
-            [sys.executable, "-m", "mirror", "serve", "--config", str(config)], stdout=output, stderr=output
-        )
+        starting = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output)
     try:
-        wait_until(lambda: starting.poll() is not None or waits(starting.pid, signal.SIGHUP), "SIGHUP would wait")
-        assert not (tmp_path / "root").exists(), "it has hardly begun"
+        wait_until(lambda: starting.poll() is not None or reached.exists(), "it has begun")
+        assert starting.poll() is None, log.read_text()
+        assert waits(starting.pid, signal.SIGHUP)
         starting.send_signal(signal.SIGHUP)
+        gate.touch()
         wait_until(lambda: starting.poll() is not None or "configuration is reloaded" in log.read_text(), "a reload")
     finally:
         starting.terminate()
@@ -163,10 +185,10 @@ def test_what_is_being_pushed_when_it_stops_arrives_whole(tmp_path: Path) -> Non
         uploads = tmp_path / "root/ingest/uploads"
         wait_until(lambda: any(one.stat().st_size for one in uploads.iterdir()), "it has begun to arrive")
         os.kill(running.pid, signal.SIGTERM)
-        wait_until(lambda: any(line.get("message", "").startswith("draining") for line in said(running)), "a drain")
+        wait_until(lambda: any(line.get("message", "").startswith("draining") for line in running.lines()), "a drain")
         connection.send(data[MIB // 2 :])
         answer = connection.getresponse()
         assert (answer.status, answer.headers["Docker-Content-Digest"]) == (201, digest), answer.read()
         connection.close()
         assert running.ended() == 0
-    assert not [line for line in said(running) if line.get("level") == "warning"]
+    assert not [line for line in running.lines() if line.get("level") == "warning"]

@@ -194,7 +194,7 @@ class Image:
     raw: bytes
     config: str
     layers: list[str]
-    blobs: dict[str, bytes]
+    blobs: dict[str, bytes] = field(repr=False)  # asyncio puts what a fixture returns into words, several times a test
     media_type: str = MANIFEST
 
     @property

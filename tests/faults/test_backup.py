@@ -34,9 +34,10 @@ def digest_of(data: bytes) -> str:
 
 
 class Client:
-    """Somebody who pushes and pulls, over one connection. netloc: of the service."""
+    """Somebody who pushes and pulls, over one connection. netloc: of the service. answered: requests so far."""
 
     def __init__(self, netloc: str) -> None:
+        self.answered = 0
         self._connection = http.client.HTTPConnection(netloc, timeout=60)
 
     def close(self) -> None:
@@ -47,6 +48,7 @@ class Client:
         self._connection.request(method, path, body, headers)
         answer = self._connection.getresponse()
         text = answer.read()
+        self.answered += 1
         assert answer.status in expected, f"{method} {path}: {answer.status} {text!r}"
         return text
 
@@ -127,28 +129,32 @@ def serves(folder: Path, root: Path) -> dict[tuple[str, str], str]:
 
 
 class Pusher(threading.Thread):
-    """Pushes, mounts and deletes without a pause. rounds: how many it has done. kept: tags it never deletes."""
+    """Pushes, mounts and deletes without a pause. kept: tags it never deletes."""
 
     def __init__(self, netloc: str, me: int) -> None:
         super().__init__()
-        self._netloc = netloc
+        self._who = Client(netloc)
         self._name = f"local/own-{me}"
         self._random = random.Random(me)
         self.stopping = False
-        self.rounds = 0
+        self._rounds = 0
         self.kept: dict[tuple[str, str], str] = {}
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        who = Client(self._netloc)
         try:
             while not self.stopping:
-                self._round(who, self.rounds)
-                self.rounds += 1
+                self._round(self._who, self._rounds)
+                self._rounds += 1
         except BaseException as error:
             self.error = error
         finally:
-            who.close()
+            self._who.close()
+
+    @property
+    def answered(self) -> int:
+        """Requests so far."""
+        return self._who.answered
 
     def _round(self, who: Client, n: int) -> None:
         name, base = self._name, b"in every image of all"
@@ -188,12 +194,14 @@ def test_each_backup_taken_while_others_push_and_delete_is_whole(tmp_path: Path,
     with service(config_in(tmp_path, root)) as running, pushers(running, 3) as busy:
         wait_until(lambda: all(one.kept for one in busy) or any(one.error for one in busy), "all have pushed")
         for n in range(8):
+            if n == 7:
+                wait_until(lambda: sum(len(one.kept) for one in busy) > len(taken[0][1]), "more was pushed", 60)
             acknowledged = {tag: digest for one in busy for tag, digest in list(one.kept.items())}
-            before = [one.rounds for one in busy]
+            before = [one.answered for one in busy]
             target = tmp_path / ("again" if n % 2 else f"backup-{n}")
             said = store("backup", target, "--root", root)
             assert said["problems"] == []
-            assert all(one.rounds > was for one, was in zip(busy, before, strict=True)), "they did not wait for it"
+            assert all(one.answered > was for one, was in zip(busy, before, strict=True)), "they did not wait for it"
             # As it is now: the next one changes it. It is restored when nobody is in the way.
             taken.append((shutil.copytree(target, tmp_path / f"taken-{n}"), acknowledged))
     for n, (backup, acknowledged) in enumerate(taken):

@@ -44,6 +44,7 @@ def explain(
     mirror's own address before it, by names or the port it listens on, it is the path behind that.
 
     It looks at the folder, whether a service runs on it or not, and changes nothing. Without --ask nobody is asked.
+    A service that was just told 404 says so for up to 10 s without asking again; that is not looked at.
 
     Exit status: 0 when it would be served or asked for, 1 when it would be refused or there are problems, 2 when the
     command cannot be understood.

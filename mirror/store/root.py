@@ -122,7 +122,9 @@ def find_root(path: Path) -> Root:
     path = path.absolute()
     try:
         found = _parse_format(path / "format")
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        raise StorageFailed(f"{path} is no folder; give the right one by --root or --config") from None
+    except FileNotFoundError:
         raise RootAbsent(
             f"{path} is no root of a mirror; give the right one by --root or --config, or start the service once"
         ) from None

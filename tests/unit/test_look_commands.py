@@ -100,6 +100,13 @@ def test_problems_are_json_too(tmp_path: Path) -> None:
     done = run("stats", "--root", tmp_path / "none", "--json")
     assert done.exit_code == 1
     assert "is no root of a mirror" in json.loads(done.stdout)["problems"][0]
+    (tmp_path / "file").touch()
+    for command in (["stats"], ["explain", "alpine"]):
+        done = run(*command, "--root", tmp_path / "file", "--json")
+        assert done.exit_code == 1
+        assert json.loads(done.stdout)["problems"] == [
+            f"{tmp_path}/file is no folder; give the right one by --root or --config"
+        ]
     (tmp_path / "format").write_text("{}")
     for command in (["stats"], ["explain", "alpine"]):
         done = run(*command, "--root", tmp_path, "--json")

@@ -218,7 +218,7 @@ def test_what_outlives_a_test_is_seen(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
         timeout=60,
     )
     assert "4 passed, 3 errors" in done.stdout, done.stdout

@@ -156,7 +156,7 @@ def no_thread_or_descriptor_survives() -> Iterator[None]:
     """Fail a test that leaves a thread or an open file behind, when its event loop has ended too."""
     threads, before = set(threading.enumerate()), _descriptors()
     yield
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while (alive := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
         time.sleep(0.005)  # a thread that was told to end
     assert not alive, f"threads left: {alive}"

@@ -78,13 +78,13 @@ class Gate:
     def is_reached(self) -> bool:
         return self._reached.is_set()
 
-    async def reached(self, timeout: float = 10.0) -> None:
+    async def reached(self, timeout: float = 30.0) -> None:
         """Wait until a response stands at the gate."""
         async with asyncio.timeout(timeout):
             while not self._reached.is_set():
                 await asyncio.sleep(0.002)
 
-    def wait_reached(self, timeout: float = 10.0) -> None:
+    def wait_reached(self, timeout: float = 30.0) -> None:
         """Do what ``reached`` does, for synchronous tests."""
         assert self._reached.wait(timeout), "no response came to the gate"
 

@@ -107,7 +107,7 @@ def ingesting(root: Path) -> list[str]:
     return sorted(name for algorithm in ("sha256", "sha512") for name in os.listdir(root / "ingest" / algorithm))
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = 10) -> None:
+async def until(condition: Callable[[], Any], what: str, seconds: float = 30) -> None:
     """Wait for a condition."""
     try:
         async with asyncio.timeout(seconds):

@@ -24,7 +24,7 @@ class Client:
         self._sent = headers
         self.task = asyncio.create_task(self._run())
 
-    async def has(self, count: int, seconds: float = 10) -> None:
+    async def has(self, count: int, seconds: float = 30) -> None:
         """Wait until that many bytes of the body are here."""
         async with asyncio.timeout(seconds):
             while len(self.body) < count:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 PROJECT = Path(__file__).parents[1]
 STUB = Path(__file__).with_name("faults") / "stub_service.py"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 T = TypeVar("T")
 

@@ -377,6 +377,7 @@ async def prepare(tmp_path: Path, hub: FakeUpstream, running: Mirror, kind: str,
     else:
         await running.get(path_of(digest), ssl=False)
         await stored(tmp_path, digest)
+        await until(lambda: running.lines, "its line")  # which its client does not wait for
     running.lines.clear()
 
 
@@ -489,6 +490,7 @@ async def test_wrong_bytes_are_reset_and_not_kept(
         body, ending = await client.end()
         assert ending == "reset", "a FIN would invite the client to resume after a wrong prefix"
         assert len(body) < size
+    await until(lambda: one.lines, "its line")
     assert "up sent bytes of sha256:" in one.lines[0]["failure"]
     await until(lambda: not kept(tmp_path), "nothing kept")
     hub.clear_faults()
@@ -546,6 +548,7 @@ async def test_an_outage_ends_short_and_the_client_resumes(
                 body += raw
             assert MIB <= len(body) < size
             assert data.startswith(body)
+        await until(lambda: running.lines, "its line")
         assert "failure" in running.lines[0]
         hub.clear_faults()
         got = len(body)
@@ -565,6 +568,7 @@ async def test_a_damaged_file_never_ends_cleanly(tmp_path: Path, hub: FakeUpstre
     digest = hub.add_random_blob(NAME, 8 * MIB)
     await one.get(path_of(digest))
     await stored(tmp_path, digest)
+    await until(lambda: one.lines, "its line")
     one.lines.clear()
     async with connect(one.url, rcvbuf=4096, limit=1024) as client:
         client.send("GET", path_of(digest))
@@ -574,6 +578,7 @@ async def test_a_damaged_file_never_ends_cleanly(tmp_path: Path, hub: FakeUpstre
         assert len(body) < 8 * MIB
         assert b"HTTP/1.1" not in body
         assert ending in ("fin", "reset")
+    await until(lambda: one.lines, "its line")
     assert "shorter" in one.lines[0]["failure"]
 
 
@@ -598,6 +603,7 @@ async def test_an_unforeseen_error_while_sending_ends_the_connection(
         assert ending == "fin"
         assert 0 < len(body) < MIB
         assert b"HTTP/1.1" not in body
+    await until(lambda: len(one.lines) == 2, "the lines of both")
     assert "OSError" in one.lines[-1]["failure"]
     assert any("sending" in record.message for record in caplog.records)
 

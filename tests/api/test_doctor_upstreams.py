@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from mirror.doctor import Case, Finding, Outcome, chosen, upstreams
 from tests.doctor import case_of, only
 from tests.fake_proxy import FakeProxy
 from tests.fake_upstream import FakeUpstream
+from tests.ports import free_port
 
 UP = "up.test"
 NAME = f"upstream {UP}"
@@ -43,12 +43,6 @@ def login(tmp_path: Path) -> Mapping[str, Any]:
     file = tmp_path / "password"
     file.write_text(f"{SECRET}\n")
     return {"username": "ci", "password_file": str(file)}
-
-
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 # ---- whom it lets in ----
@@ -123,7 +117,7 @@ async def test_a_password_file_that_cannot_be_read(hub: FakeUpstream, login: Map
 
 
 async def test_a_host_that_is_down() -> None:
-    found = only(await asked(f"http://127.0.0.1:{closed_port()}", retries=0), NAME)
+    found = only(await asked(f"http://127.0.0.1:{free_port()}", retries=0), NAME)
     assert found.outcome is Outcome.PROBLEM
     assert "cannot be reached (no connection to 127.0.0.1:" in found.text
     assert "Connection refused)" in found.text
@@ -145,7 +139,7 @@ async def test_a_host_that_hangs(hub: FakeUpstream) -> None:
 
 async def test_a_token_server_that_is_down(hub: FakeUpstream) -> None:
     hub.auth = "token"
-    hub.realm = f"http://127.0.0.1:{closed_port()}/token"
+    hub.realm = f"http://127.0.0.1:{free_port()}/token"
     found = only(await asked(hub.url, retries=0), NAME)
     assert found.outcome is Outcome.PROBLEM
     assert found.text.startswith("reachable at 127.0.0.1, but no token from 127.0.0.1: no connection to 127.0.0.1:")
@@ -249,7 +243,7 @@ async def test_a_proxy_that_wants_a_login(hub: FakeUpstream) -> None:
 
 async def test_mirrors_are_asked_as_mirrors(hub: FakeUpstream) -> None:
     async with FakeUpstream() as near:
-        down = f"http://127.0.0.1:{closed_port()}"
+        down = f"http://127.0.0.1:{free_port()}"
         found = await asked(hub.url, mirrors=[{"url": near.url}, {"url": down}], retries=0)
         assert [(one.name, one.outcome) for one in found if "clock" not in one.name] == [
             (NAME, Outcome.OK),

@@ -17,7 +17,7 @@ from mirror.prefetch import Image as Wanted
 from mirror.prefetch import Login, Platform, Pulled, Puller, Refused, Service, Unreachable, parse_image, parse_platform
 from tests.fake_upstream import CONFIG, INDEX, LAYER, MANIFEST, FakeUpstream, Image, digest_of
 from tests.harness import Mirror, make_config, mirror, mirrors
-from tests.images import get_image, kept, manifest_path, requests, use_clock
+from tests.images import get_image, kept, manifest_path, requests, until, use_clock
 
 UP = "up.test"
 AMD64 = parse_platform("linux/amd64")
@@ -114,6 +114,7 @@ async def test_what_is_there_costs_no_bytes_and_no_upstream(tmp_path: Path, hub:
     async with mirror(config_of(tmp_path, hub)) as worker:
         await pull(worker, "team/app:1")
         await kept(tmp_path / "root", *image.blobs)
+        await until(lambda: len(asked(worker, image.layers[0])) == 1, "its line")
         hub.clear_log()
         worker.lines.clear()
         heard = await pull(worker, "team/app:1")

@@ -16,7 +16,7 @@ class NotReady(AssertionError):
     """A condition did not come true in time."""
 
 
-def wait_for(what: str, condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+def wait_for(what: str, condition: Callable[[], object], *, seconds: float = 60.0) -> None:
     """Poll until the condition is true; NotReady after so many seconds. OSError counts as not yet."""
     deadline = time.monotonic() + seconds
     last: BaseException | None = None
@@ -53,7 +53,7 @@ class Process:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_until(self, what: str, condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    def wait_until(self, what: str, condition: Callable[[], object], *, seconds: float = 60.0) -> None:
         """Wait for a condition, but no longer than the process lives.
 
         In vain: the process is killed, as nobody will have it to end it; the log's end is in the error.

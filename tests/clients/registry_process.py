@@ -24,6 +24,7 @@ from tests.clients.ca import Authority
 from tests.clients.images import MEDIA, Blob, Image
 from tests.clients.namespace import PROJECT, CommandFailed, Namespace
 from tests.clients.processes import Process
+from tests.service import whole_lines
 
 Access = Literal["open", "basic", "bearer"]
 """open: no logins. basic: logins for all. bearer: anonymous pulls beside logged-in pushes."""
@@ -195,8 +196,7 @@ class Registry:
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of requests in its log so far."""
-        found = (json.loads(line) for line in (self._directory / "registry.log").read_text().splitlines())
-        return [line for line in found if "client" in line]
+        return [line for line in whole_lines(self._directory / "registry.log") if "client" in line]
 
     # ---- the end --------------------------------------------------------------------------------------
 

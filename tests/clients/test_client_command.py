@@ -150,7 +150,7 @@ def test_containerd(node: Node, images: Images, url: str, options: tuple[str, ..
             ):
                 under = node.write("containerd", root=node.folder / f"root-of-{image.tag}{len(path)}", url=PLAIN + path)
                 client.pull(image.reference, certs=under / "etc/containerd/certs.d")
-                wait_for(f"asked at {asked}", lambda asked=asked: asked in "".join(node.mirror.lines()), seconds=5)
+                wait_for(f"asked at {asked}", lambda asked=asked: asked in "".join(node.mirror.lines()))
         node.without_mirror(lambda: by_ctr(images.schema2_list), fallback=not options)
         node.without_mirror(lambda: by_cri(images.library), fallback=not options)
     finally:

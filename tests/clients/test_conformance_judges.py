@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from mirror.conformance.case import Outcome
 from tests.clients.conftest import refuse
 from tests.clients.processes import Process
 from tests.conformance_registry import ConformantRegistry, in_thread
+from tests.ports import free_port
 
 OFFICIAL = {Version.V1_0: "1.0", Version.V1_1: "1.1", Version.MAIN: "dev"}
 PROGRAMS = {"2.8": "docker-registry", "3.1": "registry"}
@@ -223,9 +223,7 @@ def distribution(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         refuse(f"not installed: {PROGRAMS[request.param]} (CNCF Distribution {request.param})")
     assert program
     folder = tmp_path_factory.mktemp("distribution")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     settings = folder / "config.yml"
     settings.write_text(
         "version: 0.1\n"

@@ -79,7 +79,7 @@ def running(engine: Engine, *options: str) -> Iterator[Container]:
     process = engine.start(name, *options)
 
     def lines() -> Iterator[dict[str, object]]:
-        return (json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{"))
+        return (json.loads(line) for line in process.log.read_text().split("\n")[:-1] if line.startswith("{"))
 
     def started() -> dict[str, object] | None:
         return next((line for line in lines() if str(line["message"]).startswith("listening on")), None)

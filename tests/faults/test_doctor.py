@@ -199,7 +199,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
         assert [path.name.startswith(".doctor-") for path in disk.iterdir()] == [True]
         process.send_signal(number)
         gate.touch()
-        out, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

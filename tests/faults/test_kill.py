@@ -159,21 +159,22 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, hub: FakeUps
     def written() -> int:
         return max((part.stat().st_size for part in root.glob("ingest/sha256/*.part")), default=0)
 
+    def starts() -> list[int]:
+        ranges = [request.headers.get("Range", "bytes=0-") for request in hub.requests("GET", digest)]
+        return [int(one.removeprefix("bytes=").removesuffix("-")) for one in ranges]
+
     for life in range(4):
-        hub.fault(digest, times=1, gate=Gate(), gate_at=2 * MIB)  # no life gets further than that
+        gate = Gate()
+        hub.fault(digest, times=1, gate=gate, gate_at=5 * MIB)
         with service(config) as running:
-            before = written()
             client = ask_in_background(running, path)
-            wait_until(lambda before=before: written() > before + MIB, f"life {life} gets further")
+            gate.wait_reached()
+            wait_until(lambda: written() >= starts()[-1] + 5 * MIB, f"life {life} gets further")
             running.kill()
             client.join(30)
     with service(config) as last:
         assert digest_of(last.get(path)[1]) == digest
-    starts = [
-        int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        for request in hub.requests("GET", digest)
-    ]
-    assert len(starts) == 5
-    assert starts == sorted(starts)
-    assert starts[-1] >= 4 * MIB
+    assert len(starts()) == 5
+    assert starts() == sorted(starts())
+    assert starts()[-1] >= 4 * MIB
     assert files(root) == [f"cache/sha256/{digest[7:]}"]

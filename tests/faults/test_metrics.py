@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mirror.api.paths import parse_path
 from tests.catalogue import documented
 from tests.fake_upstream import FakeUpstream, digest_of, start_in_thread
+from tests.ports import free_port
 from tests.service import Service, service, wait_until, write_config
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -270,8 +271,7 @@ def test_one_warning_for_each_failure_of_an_upstream(tmp_path: Path, hub: FakeUp
 def test_log_settings_decide_what_is_written(
     tmp_path: Path, hub: FakeUpstream, log: dict[str, str], requests: int, asked: int
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        netloc = f"127.0.0.1:{free.getsockname()[1]}"  # under "info" it does not say where it listens
+    netloc = f"127.0.0.1:{free_port()}"  # under "info" it does not say where it listens
     config = write_config(tmp_path, {"hub": {"url": hub.url}}, workers=1, log=log, listen=netloc)
     hub.add_image("team/logged", "1")
     with service(config, url=f"http://{netloc}") as one:

@@ -24,6 +24,7 @@ from mirror.server.neighbours import overlap
 from mirror.server.owner import take_root
 from mirror.server.sockets import make_socket, reserve
 from mirror.worker import StartupError
+from tests.ports import free_port
 from tests.stubbed import PATIENCE, Service, alive, answers, eventually, listening
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, PR_SET_PDEATHSIG")
@@ -64,9 +65,7 @@ def test_says_where_it_listens_and_with_what_once(start: Callable[..., Service],
 
 
 def test_says_so_only_when_all_workers_listen(start: Callable[..., Service], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     gate = tmp_path / "gate"
     service = start(config={"workers": 2, "listen": [f"127.0.0.1:{port}"]}, gate=str(gate))
     eventually(lambda: answers(port))

@@ -11,7 +11,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import pytest
 import trustme
 
 from tests.fake_upstream import FakeUpstream, Gate, Image, Request, random_bytes, start_in_thread
+from tests.ports import free_port
 from tests.service import Service, service, wait_until, write_config
 
 MIB = 1024 * 1024
@@ -159,13 +159,6 @@ def pulling(*arguments: str | Path, log: Path | None = None) -> Iterator[subproc
         process.communicate()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 POINTS = (0.1, 0.5, 0.9)
 """Shares of all bytes at which somebody is killed."""
 
@@ -210,7 +203,7 @@ def test_through_a_service_that_is_killed_again_and_again(tmp_path: Path, hub: F
     log, kills = tmp_path / "pull.log", []
     arguments = ("--from", cluster.list, "--url", f"http://{listen}")
     with pulling(*arguments, log=log) as process:
-        assert process.wait(30) == 1, "nobody listens yet"
+        assert process.wait(60) == 1, "nobody listens yet"
     running = Service(config, tmp_path / "mirror.log")
     process = start(*arguments, log=log)
     try:
@@ -242,12 +235,14 @@ def test_interrupted_it_says_what_is_done_and_loses_nothing(
     tmp_path: Path, hub: FakeUpstream, number: int, code: int
 ) -> None:
     cluster = Cluster(hub, tmp_path)
-    config = write_config(tmp_path, {UP: {"url": hub.url}}, workers=2)
+    config, gate = write_config(tmp_path, {UP: {"url": hub.url}}, workers=2), Gate()
+    hub.fault(cluster.images[-1].layers[-1], times=1, gate_headers=gate)  # so that it does not get to its end
     with pulling("--from", cluster.list, "--config", config, "--json") as process:
         assert cluster.wait_for(0.6, process)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
     stopped = Kill.of(tmp_path / "root")
+    gate.open()
     assert process.returncode == code, stderr
     assert stderr.splitlines()[-1] == "mirror: interrupted; nothing is lost, the same command goes on from here"
     assert "Traceback" not in stderr
@@ -275,9 +270,9 @@ def test_two_pulls_of_one_root_at_once(tmp_path: Path, hub: FakeUpstream) -> Non
     with service(write_config(other, {UP: {"url": hub.url}}, workers=1)) as stranger:
         config = write_config(tmp_path, {UP: {"url": hub.url}}, workers=2, listen=stranger.netloc)
         with pulling(f"{UP}/team/app:1", "--config", config) as first:
-            gate.wait_reached(30)
+            gate.wait_reached()
             with pulling(f"{UP}/team/app:1", "--config", config) as second:
-                _, said = second.communicate(timeout=30)
+                _, said = second.communicate(timeout=60)
             assert second.returncode == 1
             assert said == (
                 f"mirror: the folder {tmp_path / 'root'} is in use by pid {first.pid} ({Path(sys.executable).name} -m "
@@ -305,7 +300,7 @@ def test_a_root_that_is_served_is_pulled_into_through_its_service(
         settings["tls"] = {"certificate": str(tmp_path / "crt"), "key": str(tmp_path / "key")}
     config = write_config(tmp_path, {UP: {"url": hub.url}}, workers=2, **settings)
     with service(config), pulling(f"{UP}/team/app:1", "--config", config) as process:
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     url = f"{'https' if secure else 'http'}://127.0.0.1:{port}"
     assert stderr.splitlines()[0] == f"pulling through {url}, which serves {tmp_path / 'root'}"

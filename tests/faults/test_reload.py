@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from mirror.config import ListenAddress
 from mirror.server.generations import MOST_LEAVING
 from mirror.server.sockets import reserve
 from mirror.worker import StartupError
+from tests.ports import free_port
 from tests.stubbed import Service, alive, eventually, listening
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, PR_SET_PDEATHSIG")
@@ -382,12 +382,6 @@ def test_new_worker_that_cannot_start_leaves_the_old_ones(
 
 
 # ---- addresses ----
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_addresses_come_and_go(run: Callable[..., Reloadable]) -> None:

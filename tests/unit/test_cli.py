@@ -366,7 +366,7 @@ def real(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path, int]]:
         )
     deadline = time.monotonic() + 30
     try:
-        while not (lines := [line for line in log.read_text().splitlines() if "listening on " in line]):
+        while not (lines := [line for line in log.read_text().split("\n")[:-1] if "listening on " in line]):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)

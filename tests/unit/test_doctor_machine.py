@@ -42,6 +42,7 @@ from mirror.server.owner import take_root
 from mirror.store.root import open_root
 from mirror.upstream.configured import UnknownUpstream
 from tests.doctor import case_of, only
+from tests.ports import free_port
 
 DAY = 86_400
 NOW = datetime(2030, 6, 1, tzinfo=UTC)
@@ -277,12 +278,6 @@ def test_images_that_cannot_be_served(tmp_path: Path) -> None:
 def judged_port(address: str, **settings: object) -> Finding:
     (found,) = asyncio.run(ports.look(case_of(Path("/x"), listen=[address], **settings)))
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_a_port_that_is_free() -> None:

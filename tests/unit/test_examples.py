@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from mirror.cli import main
 from mirror.config import Config, load_config
 from mirror.config.values import duration
 from tests.layouts import saved, write_tar
+from tests.ports import free_port
 from tests.service import Service, service
 
 PROJECT = Path(__file__).parents[2]
@@ -67,12 +67,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on(machine: Path, text: str) -> str:
     """A file of settings with its paths on that machine."""
     return re.sub(r"/(etc/mirror|srv/images|var/lib/mirror)\b", lambda found: f"{machine}{found[0]}", text)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mirror.cli import main
+from tests.ports import free_port
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -55,12 +55,6 @@ def health(folder: Path, *options: str, **settings: Any) -> Result:
     path = folder / "mirror.yaml"
     path.write_text(yaml.safe_dump(settings))
     return CliRunner().invoke(main, ["health", "--config", str(path), *options])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

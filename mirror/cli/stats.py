@@ -100,7 +100,7 @@ def _show(screen: Screen, found: Statistics, owner: str | None, by: str) -> None
         screen.field("unused", f"{size(pulled.unused_bytes)} in {what} for {found.unused_days} days")
     if content.nobodys.bytes:
         screen.field("nobody's", f"{size(content.nobodys.bytes)} that no repository has any more")
-    if found.counted is not None:
+    if found.counted is not None and (found.counted.hits or found.counted.misses):
         one = found.counted
         screen.field(
             "answers",
@@ -123,6 +123,8 @@ def _show(screen: Screen, found: Statistics, owner: str | None, by: str) -> None
 def _show_upstreams(screen: Screen, found: Statistics) -> None:
     from mirror.cli.looks import age, size
 
+    if not found.content.sources:
+        return
     screen.head("Upstreams")
     rows = []
     for one in found.content.sources:

@@ -117,11 +117,13 @@ def _say(report: Report, summary: str, as_json: bool) -> None:
 
 
 def _contents(report: Report) -> str:
+    from mirror.logs.amounts import size
+
     has = report.backup
     return (
         f"{_number(has.repositories, 'repository', 'repositories')} with {_number(has.manifests, 'manifest')} and "
-        f"{_number(has.tags, 'tag')}, {_number(has.blobs, 'file')} of {has.bytes} bytes "
-        f"({report.copied} copied, {report.copied_bytes} bytes)"
+        f"{_number(has.tags, 'tag')}, {_number(has.blobs, 'file')} of {size(has.bytes)} "
+        f"({report.copied} copied, {size(report.copied_bytes)})"
     )
 
 

@@ -270,7 +270,9 @@ class UpstreamDefaults(Section):
     client_certificate: ClientCertificate | None = Field(
         default=None, description="Certificate shown to the upstream's own host; null is none."
     )
-    insecure: Switch = Field(default=False, description="Whether TLS certificates of this upstream go unchecked.")
+    insecure: Switch = Field(
+        default=False, description="Whether the TLS certificate of its own host is taken unchecked."
+    )
     realms: tuple[HostName, ...] = Field(
         default=(),
         description="Further hosts, host[:port], that may be given the credentials, besides the registry's own "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from mirror.logs.output import Output
@@ -35,20 +37,28 @@ class JsonFormatter(logging.Formatter):
 
 
 class HumanFormatter(logging.Formatter):
-    """Make one short line of a record, its ``fields`` as key=value at the end; a traceback below it."""
+    """Make one short line of a record, what it does not say of its ``fields`` at the end; a traceback below it."""
 
     def __init__(self, *, colour: bool = False) -> None:
         super().__init__()
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, "fields", {})
-        facts = (f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in fields.items())
-        text = " ".join([record.getMessage(), *facts])
+        message = record.getMessage()
+        text = " ".join([message, *_facts(message, getattr(record, "fields", {}))])
         line = beginning(record.created, record.levelname.lower(), colour=self._colour) + plain(text)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def _facts(message: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield fields as key=value: those that there are, and no text that the message has already."""
+    for key, value in fields.items():
+        text = ",".join(value) if isinstance(value, list) else value
+        said = isinstance(text, str) and re.search(rf"(?<![\w./-]){re.escape(text)}(?![\w/-])", message)
+        if text is not None and not said:
+            yield f"{key}={text}"
 
 
 def human_of(form: Format) -> bool | None:

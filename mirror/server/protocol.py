@@ -22,6 +22,8 @@ log = logging.getLogger("mirror.server")
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _METHOD = re.compile(r"b'[A-Z-]{1,30} ")
 """How aiohttp shows a line that begins with a method, if with one it does not know."""
+_TLS = re.compile(r"HTTPS traffic|b'\\x16\\x03")
+"""How aiohttp shows the first bytes of TLS: in words, or as they are. docker and podman try it before plain HTTP."""
 
 
 class Protocol(RequestHandler):
@@ -74,7 +76,10 @@ class Protocol(RequestHandler):
         """Return the answer to what could not be parsed; the connection ends with it."""
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        log.info("what %s sent cannot be parsed: %s", request.remote, type(exc).__name__)
+        if isinstance(exc, BadHttpMethod) and _TLS.search(str(exc)):
+            log.info("%s tried HTTPS where only HTTP is spoken; docker and podman then try HTTP", request.remote)
+        else:
+            log.info("what %s sent cannot be parsed: %s", request.remote, type(exc).__name__)
         headers, text = {}, "the request is not HTTP that can be parsed"
         if isinstance(exc, BadHttpMethod) and _METHOD.search(str(exc)):
             status, text = 405, f"this method is not supported; the API has {', '.join(METHODS)}"

@@ -46,6 +46,8 @@ async def test_it_is_refused_in_the_one_shape(name: str, tmp_path: Path, caplog:
     assert error["message"]
     assert ("allow" in headers) == (status == 405)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "mirror.server"]
+    assert ("tried HTTPS" in said) == (name == "a hello by TLS")
 
 
 async def test_a_method_it_knows_is_parsed(tmp_path: Path) -> None:

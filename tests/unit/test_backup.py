@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mirror.cli import main
+from mirror.logs.amounts import size
 from mirror.metadata.sqlite import SqliteMetadata
 from mirror.oci.errors import StorageFailed
 from mirror.oci.names import Digest, Repository, RepositoryName, Tag, digest_of
@@ -222,9 +223,9 @@ def test_a_new_root_has_what_the_other_had(tmp_path: Path, root: PushedRoot) -> 
     assert described["source"] == root.root.database
     assert said["backup"] == {name: value for name, value in described.items() if name != "format"}
     counts = {name: described[name] for name in ("repositories", "manifests", "tags", "blobs", "bytes")}
-    size = sum(map(len, root.kept().values()))
-    assert counts == {"repositories": 2, "manifests": 5, "tags": 2, "blobs": len(root.kept()), "bytes": size}
-    assert (said["copied"], said["copied_bytes"], said["problems"]) == (len(root.kept()), size, [])
+    whole = sum(map(len, root.kept().values()))
+    assert counts == {"repositories": 2, "manifests": 5, "tags": 2, "blobs": len(root.kept()), "bytes": whole}
+    assert (said["copied"], said["copied_bytes"], said["problems"]) == (len(root.kept()), whole, [])
 
 
 def test_nothing_that_was_pulled_through_is_in_it(target: Path, root: PushedRoot) -> None:
@@ -1009,9 +1010,9 @@ def test_the_root_is_that_of_the_configuration(tmp_path: Path, root: PushedRoot)
     file.write_text("storage: {root: root}\n")
     result = run("backup", tmp_path / "backup", "--config", file)
     assert (result.exit_code, result.stderr) == (0, "")
-    size = sum(map(len, root.kept().values()))
+    amount = size(sum(map(len, root.kept().values())))
     assert result.stdout == (
-        f"backed up 2 repositories with 5 manifests and 2 tags, 8 files of {size} bytes (8 copied, {size} bytes) to "
+        f"backed up 2 repositories with 5 manifests and 2 tags, 8 files of {amount} (8 copied, {amount}) to "
         f"{tmp_path / 'backup'}\n"
     )
     result = run("restore", tmp_path / "backup", "--config", file, "--root", tmp_path / "new")

@@ -80,6 +80,12 @@ def test_human_record_cannot_steer_the_terminal() -> None:
     assert line.endswith("warning upstream said \\x1b[31mred\\x0afake line upstreams=a,b")
 
 
+def test_human_record_says_nothing_twice() -> None:
+    message = "docker.io answered 500: library/x:1 (host registry-1.docker.io)"
+    made = record(message, upstream="docker.io", host="registry-1.docker.io", cause=None, status=500, root="/x")
+    assert HumanFormatter().format(made).endswith(f"warning {message} status=500 root=/x")
+
+
 # ---- the access log ----
 
 

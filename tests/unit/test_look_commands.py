@@ -129,6 +129,14 @@ def test_stats_say_what_is_there(config: Path, image: Image, tmp_path: Path) -> 
     assert "\x1b" not in done.stdout
 
 
+def test_stats_of_nothing_have_no_empty_tables(config: Path, hub: FakeUpstream) -> None:
+    assert run("pull", f"{UP}/none:v1", "--config", config).exit_code == 1
+    found = run("stats", "--config", config)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "kept       0 B: 0 B pulled through, 0 B pushed" in found.stdout
+    assert [line for line in found.stdout.splitlines() if re.match("Upstreams|upstream|answers", line)] == []
+
+
 def test_stats_as_json(config: Path, image: Image) -> None:
     found = json.loads(run("stats", "--config", config, "--json").stdout)
     assert found["service"] is None

@@ -1,4 +1,4 @@
-"""What README says can be typed, written into a file or opened: commands, settings, metrics, links, endpoints."""
+"""What README, and what lies in config/, says can be typed, written into a file or opened."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mirror.config import Config
 from tests.settings_schema import COMMITTED, refused_data
 
 PROJECT = Path(__file__).parents[2]
+EXAMPLES = {path.name: path.read_text() for path in sorted((PROJECT / "config").glob("*.*"))}
 TEXT = (PROJECT / "README.md").read_text()
 BLOCKS = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", TEXT, re.M)]
 WORDS = set(re.findall(r"`([^`\n]+)`", TEXT))
@@ -23,6 +24,7 @@ WORDS = set(re.findall(r"`([^`\n]+)`", TEXT))
 
 def commands() -> list[str]:
     lines = [line for block in BLOCKS for line in block.splitlines()] + sorted(WORDS)
+    lines += [line for text in EXAMPLES.values() for line in re.findall(r"^#? {4,5}(mirror .*)", text, re.M)]
     found = [re.sub(r"^sudo ", "", line.partition("  #")[0].strip()).removeprefix(".venv/bin/") for line in lines]
     return [line for line in found if line.startswith("mirror ") and not re.match(r"mirror \d", line)]
 
@@ -62,6 +64,17 @@ def test_names_of_settings_are_names_of_settings() -> None:
     dotted = {word for word in WORDS if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", word) and word.split(".")[0] in known}
     assert len(named) > 20
     assert {part for name in named | dotted for part in name.split(".")} - known == set()
+
+
+def test_settings_that_explanations_name_are_there() -> None:
+    known = set(re.findall(r'"([a-z_]+)": \{', COMMITTED.read_text()))
+    comments = "\n".join(re.findall(r"# .*", EXAMPLES["mirror.yaml"]))
+    named = set(re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_]+)(?![\w/-]|\.\w)", comments))
+    named = {one for one in named if one.split(".")[0] in known} - {"tls.crt"}  # which is a file
+    quoted = re.findall(r"`([a-z]+(?:_[a-z]+)+)(?::[^`]*)?`", EXAMPLES["METRICS.md"])
+    named |= {one for one in quoted if not one.startswith("mirror_")}
+    assert len(named) > 4
+    assert {part for one in named for part in one.split(".")} - known == set()
 
 
 def test_metrics_are_there() -> None:

@@ -140,6 +140,9 @@ def blocking_calls(_watch_for_blocking_calls: None) -> Iterator[list[str]]:
 
 # ---- nothing outlives its test ----
 
+THREADS_END = 20.0
+"""Seconds that a thread which was told to end may take."""
+
 
 def _descriptors() -> dict[int, str]:
     found = {}
@@ -156,7 +159,7 @@ def no_thread_or_descriptor_survives() -> Iterator[None]:
     """Fail a test that leaves a thread or an open file behind, when its event loop has ended too."""
     threads, before = set(threading.enumerate()), _descriptors()
     yield
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + THREADS_END
     while (alive := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
         time.sleep(0.005)  # a thread that was told to end
     assert not alive, f"threads left: {alive}"

@@ -62,13 +62,13 @@ def _upstreams(loaded: Loaded) -> Iterator[Problem]:
     from yarl import URL
 
     from mirror.upstream.chain import as_upstream
-    from mirror.upstream.credentials import examine
+    from mirror.upstream.credentials import unusable_file
     from mirror.upstream.tls import UnusableFile, load_contexts
 
     def problems(settings: Upstream, path: tuple[str | int, ...]) -> Iterator[Problem]:
         url = URL(settings.url.replace("{host}", "host.invalid"))
         for at, credentials in enumerate(settings.credentials):
-            if found := examine(credentials, url):
+            if found := unusable_file(credentials, url):
                 setting, why = found
                 yield loaded.problem((*path, "credentials", at, setting), f"cannot be used: {why}")
         if settings.ca_file is None and settings.client_certificate is None:

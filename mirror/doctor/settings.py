@@ -14,7 +14,7 @@ from mirror.doctor.certificates import judge_time
 from mirror.doctor.finding import Finding, Outcome, ok, problem, warning
 from mirror.doctor.threads import in_thread
 from mirror.upstream.chain import as_upstream
-from mirror.upstream.credentials import examine
+from mirror.upstream.credentials import unusable_file
 from mirror.upstream.tls import UnusableFile, load_contexts
 
 NAME = "upstream settings"
@@ -65,6 +65,6 @@ def _files(who: str, place: str, settings: config.Upstream) -> Iterator[Finding]
 def _logins(who: str, place: str, settings: config.Upstream) -> Iterator[Finding]:
     """Read the logins that are in files; helpers are programs that may ask others."""
     for credentials in settings.credentials:
-        if found := examine(credentials, URL(settings.url.replace("{host}", "host.invalid"))):
+        if found := unusable_file(credentials, URL(settings.url.replace("{host}", "host.invalid"))):
             setting, why = found
             yield problem(NAME, f"{who}: its {setting} cannot be used: {why}", f"correct {place}.credentials.{setting}")

@@ -22,8 +22,8 @@ log = logging.getLogger("mirror.server")
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _METHOD = re.compile(r"b'[A-Z-]{1,30} ")
 """How aiohttp shows a line that begins with a method, if with one it does not know."""
-_TLS = re.compile(r"HTTPS traffic|b'\\x16\\x03")
-"""How aiohttp shows the first bytes of TLS: in words, or as they are. docker and podman try it before plain HTTP."""
+_TLS = "HTTPS traffic"
+"""What aiohttp says of the first bytes of TLS. docker and podman try it before plain HTTP."""
 
 
 class Protocol(RequestHandler):
@@ -76,7 +76,7 @@ class Protocol(RequestHandler):
         """Return the answer to what could not be parsed; the connection ends with it."""
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        if isinstance(exc, BadHttpMethod) and _TLS.search(str(exc)):
+        if isinstance(exc, BadHttpMethod) and _TLS in str(exc):
             log.info("%s tried HTTPS where only HTTP is spoken; docker and podman then try HTTP", request.remote)
         else:
             log.info("what %s sent cannot be parsed: %s", request.remote, type(exc).__name__)

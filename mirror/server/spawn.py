@@ -67,7 +67,7 @@ def spawn(common: Common, generation: Generation, slot: Slot, others: Iterable[G
     slot.worker = Worker(pid=pid, report=report, started=time.monotonic())
 
 
-def _in(root: Path, config: Config) -> Config:
+def _with_root(root: Path, config: Config) -> Config:
     """Return a configuration with another root."""
     return config.model_copy(update={"storage": config.storage.model_copy(update={"root": root})})
 
@@ -94,7 +94,7 @@ def _be_worker(
             reservation.close(keep=own)
         code = child.run(
             child.Job(
-                config=_in(common.root, generation.config),
+                config=_with_root(common.root, generation.config),
                 owned=common.owned,
                 build_app=common.build_app,
                 settle=common.settle,

@@ -65,7 +65,7 @@ def account_of(credentials: config.Credentials, url: URL, *, clock: Callable[[],
     return PasswordFile(credentials.username or "", credentials.password_file)
 
 
-def examine(credentials: config.Credentials, url: URL) -> tuple[str, str] | None:
+def unusable_file(credentials: config.Credentials, url: URL) -> tuple[str, str] | None:
     """Say which file of an account cannot be used now, by its setting, and why; None when it can. Blocks.
 
     url: of the registry. No helper is asked.

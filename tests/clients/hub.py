@@ -29,6 +29,15 @@ SHOWN = 60  # requests in a test's message
 ACCEPT = ", ".join(style[kind] for style in MEDIA.values() for kind in ("index", "manifest"))
 
 
+def docker_io(namespace: Namespace) -> dict[str, object]:
+    """Return the settings of docker.io as an upstream, inside."""
+    return {
+        "url": "https://registry-1.docker.io",
+        "names": ["index.docker.io", "registry-1.docker.io"],
+        "ca_file": str(namespace.ca_file),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """Requests as the hub received them, in the order they were answered."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from tests.clients.hub import docker_io
 from tests.clients.namespace import PROJECT, Namespace
 from tests.clients.processes import Process
 
@@ -81,13 +82,7 @@ class MirrorProcess:
             "storage": {"root": str(self._directory / "root")},
             "shutdown_delay": "0s",
             "upstreams": {
-                "docker.io": {
-                    "url": "https://registry-1.docker.io",
-                    "names": ["index.docker.io", "registry-1.docker.io"],
-                    "ca_file": ca_file,
-                    "tags": tags,
-                    **self._hub,
-                },
+                "docker.io": {**docker_io(self._namespace), "tags": tags, **self._hub},
                 "ghcr.io": {"url": "https://ghcr.io", "ca_file": ca_file, "tags": tags},
                 **{name: {"url": url, "tags": tags} for name, url in others.items()},
             },

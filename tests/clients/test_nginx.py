@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.clients.conftest import PATH, refuse
-from tests.clients.hub import Hub
+from tests.clients.hub import Hub, docker_io
 from tests.clients.images import Images
 from tests.clients.namespace import OUTSIDE, Namespace
 from tests.clients.nginx import OWN, SHARED, Nginx
@@ -31,17 +31,12 @@ def registry(namespace: Namespace, hub: Hub) -> Iterator[Registry]:
     """A mirror of the hub with users, which trusts nginx."""
     if shutil.which("nginx", path=PATH) is None:
         refuse("not installed: nginx")
-    upstream = {
-        "url": "https://registry-1.docker.io",
-        "names": ["index.docker.io", "registry-1.docker.io"],
-        "ca_file": str(namespace.ca_file),
-    }
     registry = Registry(
         namespace,
         namespace.directory / "nginx-registry",
         port=PORT,
         access="bearer",
-        upstreams={"docker.io": upstream},
+        upstreams={"docker.io": docker_io(namespace)},
         trusted_proxies=["127.0.0.1"],
     )
     with closing(registry):

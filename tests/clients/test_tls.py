@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.ca import Authority
-from tests.clients.hub import Hub
+from tests.clients.hub import Hub, docker_io
 from tests.clients.images import Image, Images
 from tests.clients.namespace import OUTSIDE, CommandFailed, Namespace
 from tests.clients.pushers import Pushers
@@ -58,17 +58,12 @@ def secured(namespace: Namespace, hub: Hub, conformance_ca: Authority) -> Iterat
     authority = conformance_ca  # which nothing here trusts by itself
     tls = {"certificate": str(authority.server), "key": str(authority.server)}
     mutual = tls | {"client_ca": str(authority.ca)}
-    upstream = {
-        "url": "https://registry-1.docker.io",
-        "names": ["index.docker.io", "registry-1.docker.io"],
-        "ca_file": str(namespace.ca_file),
-    }
     registry = Registry(
         namespace,
         namespace.directory / "tls-registry",
         port=PLAIN,
         access="bearer",
-        upstreams={"docker.io": upstream},
+        upstreams={"docker.io": docker_io(namespace)},
         listen=[
             f"127.0.0.1:{PLAIN}",
             *({"address": f"{OUTSIDE}:{port}", "tls": tls} for port in (TLS, UNTRUSTED)),

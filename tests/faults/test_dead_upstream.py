@@ -120,7 +120,8 @@ def test_a_dead_upstream_is_noticed_once_a_window(
         probes = dead.count()
         recovered = time.monotonic()
         recover()
-        back = wait_until(lambda: crowd.saw(404, since=recovered), "it is back")
+        back = wait_until(lambda: crowd.saw(404, since=recovered), "it is back", 30)
+        assert back.begun - recovered < WINDOW + 2 * TIMEOUT + 1
         time.sleep(1)
         everybody = crowd.leave()
         # whoever came before it was known had its own time limit; after that there is one a window

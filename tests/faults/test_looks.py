@@ -36,6 +36,10 @@ def files(root: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def blobs_kept(config: Path) -> int:
+    return int(look(config, "stats")["content"]["sources"][0]["amount"]["blobs"])
+
+
 def pulls(config: Path) -> int:
     return sum(one["pulls"] for one in look(config, "stats")["content"]["images"])
 
@@ -61,8 +65,7 @@ def test_a_root_is_looked_at_while_it_is_served_and_after_a_kill(tmp_path: Path)
             for digest in image.blobs:
                 assert running.get(f"/v2/{UP}/team/app/blobs/{digest}")[0] == 200
             wait_until(lambda: pulls(config) == PULLS, "the pulls that four processes counted are written", 30)
-            blobs = lambda: look(config, "stats")["content"]["sources"][0]["amount"]["blobs"]  # noqa: E731
-            wait_until(lambda: blobs() == 2, "what clients have had is kept a moment later")
+            wait_until(lambda: blobs_kept(config) == 2, "what clients have had is kept a moment later")
             found = look(config, "stats")
             assert f"pid {running.pid} " in found["service"]
             assert found["counted"]["misses"] + found["counted"]["hits"] == PULLS + 3
